@@ -1,0 +1,281 @@
+"""What the stages ask of the world. Adapters in services/ and networks in models/ answer; one contract suite tests them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import (
+    Camera,
+    CameraCoverage,
+    CropReference,
+    Detections,
+    Embedding,
+    Filter,
+    Frame,
+    Sound,
+    Tracklet,
+)
+
+# ---------------------------------------------------------------------------------------------- capture
+
+
+class Capture(Protocol):
+    """An open source of frames. Frames come in order of captured_at_ns; a corrupt or late frame is counted, not raised."""
+
+    camera: Camera
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames until the end (file) or until close (live). Raises UnreadableMediaError or SourceUnavailableError."""
+        ...
+
+    def sounds(self) -> Iterator[Sound]:
+        """The sound track in pieces of about a second; none where there is no sound."""
+        ...
+
+    def coverage(self) -> CameraCoverage:
+        """The account so far; may be called from another thread."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# ----------------------------------------------------------------------------------------------- models
+
+
+class Detector(Protocol):
+    """Finds people in a batch of frames, of any cameras and sizes."""
+
+    name: str
+
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        """One Detections per frame, in order; boxes in pixels of each original frame."""
+        ...
+
+
+class BodyEncoder(Protocol):
+    """Crops to body vectors."""
+
+    space: str
+
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """BGR uint8 (h, w, 3) crops of any size -> float32 (N, D), length 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """A face in a picture: box in its pixels, confidence 0..1, quality 0..1 (size, sharpness, pose), its vector, or None below the gate."""
+
+    xyxy: NDArray[np.float32]
+    confidence: float
+    quality: float
+    embedding: Embedding | None
+
+
+class FaceEncoder(Protocol):
+    """Faces of a picture and their vectors."""
+
+    space: str
+
+    def faces(self, bgr: NDArray[np.uint8]) -> list[Face]:
+        """All faces, best quality first; ``embedding`` is None where the quality gate closed."""
+        ...
+
+
+class SentenceEncoder(Protocol):
+    """Words to vectors that are near when the meaning is."""
+
+    space: str
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 (N, D), length 1."""
+        ...
+
+
+class SpeechRecogniser(Protocol):
+    """Sound to words."""
+
+    def transcribe(self, samples: NDArray[np.float32], rate_hz: int) -> str:
+        """Mono float32 (N,) -1..1 -> words; raises BadInputError when nothing was said."""
+        ...
+
+
+# ----------------------------------------------------------------------------------------------- broker
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic and its settings, in Kafka's words. retention_ms and retention_bytes -1: for ever."""
+
+    name: str
+    partitions: int = 1
+    cleanup: str = "delete"  # or "compact"
+    retention_ms: int = -1
+    retention_bytes: int = -1
+    max_message_bytes: int = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPartition:
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record of a topic. value None is a tombstone."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp_ms: int = 0
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. Auto-commit is off."""
+
+    def poll(self, timeout_s: float = 1.0, max_messages: int = 500) -> list[Message]:
+        """Messages of the assigned partitions, in offset order per partition; [] when the time is up. Keeps the membership alive."""
+        ...
+
+    def assignment(self) -> frozenset[TopicPartition]: ...
+
+    def position(self, partition: TopicPartition) -> int: ...
+
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+
+    def committed(self, partition: TopicPartition) -> int | None: ...
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store the NEXT offset to read per partition; raises NotReadyError when the partition was taken away meanwhile."""
+        ...
+
+    def lag(self) -> int:
+        """Messages of the assigned partitions not yet read."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group, so that others take over at once."""
+        ...
+
+
+@runtime_checkable
+class Broker(Protocol):
+    """A durable log of topics with partitions, keys, offsets and consumer groups."""
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Create those that are missing; an existing one with other partitions or settings raises SettingsError."""
+        ...
+
+    def topics(self) -> Mapping[str, TopicSpec]: ...
+
+    def produce(
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Queue one message; the same key always goes to the same partition. BadInputError when it is larger than the topic allows."""
+        ...
+
+    def flush(self, timeout_s: float = 10.0) -> None:
+        """Return once every produced message is durable; raises NotReadyError or StorageFullError otherwise."""
+        ...
+
+    def consumer(self, topics: Sequence[str], group: str, start: str = "earliest") -> Consumer:
+        """Join ``group``; where it has no committed offset, start at "earliest" or "latest"."""
+        ...
+
+    def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]: ...
+
+    def groups(self) -> Mapping[str, Mapping[TopicPartition, int]]:
+        """Committed next offsets of every group."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# ------------------------------------------------------------------------------------- gallery and stores
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A vector search result: the tracklet and the cosine, bigger is better."""
+
+    tracklet_id: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatistics:
+    """What the index holds: tracklets, vectors per embedding space, cameras, first and last time, segments, bytes on disk."""
+
+    tracklets: int
+    vectors: Mapping[str, int]
+    cameras: tuple[str, ...]
+    from_ns: int
+    to_ns: int
+    segments: int
+    bytes_on_disk: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Gallery(Protocol):
+    """The identity index: tracklets and their vectors, in time segments. One writer, any number of readers (processes)."""
+
+    def upsert(self, tracklets: Sequence[Tracklet]) -> int:
+        """Write tracklets durably; a revision not above the stored one is ignored. Gives how many were written.
+
+        Raises StorageFullError, ReadOnlyStorageError; BadInputError for a vector whose dimension differs from its space's.
+        """
+        ...
+
+    def search(self, embedding: Embedding, window: Filter, top_k: int) -> list[Hit]:
+        """The nearest tracklets of the window by cosine, best first; filters are applied inside the search.
+
+        Raises SpaceMismatchError when the gallery holds that modality only in other spaces.
+        """
+        ...
+
+    def tracklets(self, tracklet_ids: Sequence[str]) -> list[Tracklet]:
+        """The stored tracklets, in the order asked; missing ones are left out."""
+        ...
+
+    def scan(self, window: Filter) -> Iterator[Tracklet]:
+        """All tracklets of the window without their boxes and vectors (empty arrays), by start time."""
+        ...
+
+    def record_coverage(self, coverage: CameraCoverage) -> None:
+        """Replace the account of that camera for that stretch (same camera_id and from_ns)."""
+        ...
+
+    def coverage(self, window: Filter) -> tuple[CameraCoverage, ...]: ...
+
+    def delete(self, tracklet_ids: Sequence[str]) -> list[CropReference]:
+        """Really remove: rows, vectors in every segment, nothing left on disk; gives the crop references to remove from the media store."""
+        ...
+
+    def expire(self, before_ns: int, cameras: Sequence[str] = ()) -> list[CropReference]:
+        """Retention: delete every tracklet that ended before ``before_ns`` (of ``cameras``, or all)."""
+        ...
+
+    def statistics(self) -> IndexStatistics: ...
+
+    def close(self) -> None: ...
+
+
+class MediaStore(Protocol):
+    """Crops, by key."""
+
+    def put(self, key: str, jpeg: bytes) -> None: ...
+
+    def get(self, key: str) -> bytes:
+        """Raises NotFoundError."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None: ...

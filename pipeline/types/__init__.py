@@ -1,0 +1,39 @@
+"""The types that travel: frozen, checked on entry, arrays read-only. Time is int nanoseconds UTC (``_ns``)."""
+
+from pipeline.types.alert import Alert
+from pipeline.types.archive import ArchiveJob
+from pipeline.types.coverage import CameraCoverage, Coverage, Gap
+from pipeline.types.detection import Detections
+from pipeline.types.embedding import BODY, FACE, MODALITIES, TEXT, VOICE, Embedding
+from pipeline.types.frame import Camera, Frame, Sound
+from pipeline.types.query import Filter, Probe, Query
+from pipeline.types.ranking import Match, Ranking
+from pipeline.types.tracklet import Attribute, CropReference, Tracklet
+from pipeline.types.watch import Watch
+
+__all__ = [
+    "BODY",
+    "FACE",
+    "MODALITIES",
+    "TEXT",
+    "VOICE",
+    "Alert",
+    "ArchiveJob",
+    "Attribute",
+    "Camera",
+    "CameraCoverage",
+    "Coverage",
+    "CropReference",
+    "Detections",
+    "Embedding",
+    "Filter",
+    "Frame",
+    "Gap",
+    "Match",
+    "Probe",
+    "Query",
+    "Ranking",
+    "Sound",
+    "Tracklet",
+    "Watch",
+]

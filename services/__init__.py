@@ -1,0 +1,1 @@
+"""The processes and everything that touches the world: command line, workers, adapters."""
