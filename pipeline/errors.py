@@ -37,9 +37,7 @@ class SpaceMismatchError(BadInputError):
     """Two vectors of different embedding spaces were about to be compared or mixed."""
 
     def __init__(self, expected: str, received: str) -> None:
-        super().__init__(
-            f"embedding space must be {expected!r}, got {received!r}: re-index with one model version or search that space"
-        )
+        super().__init__(f"embedding space must be {expected!r}, got {received!r}: re-index with one model version or search that space")
         self.expected = expected
         self.received = received
 

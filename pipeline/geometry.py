@@ -23,7 +23,8 @@ def as_boxes(values: ArrayLike, name: str = "xyxy") -> Float32:
 def areas(xyxy: Float32) -> Float32:
     """Area in square pixels of each box, (N,); an inverted box has none."""
     sides = np.clip(xyxy[:, 2:] - xyxy[:, :2], 0, None)  # (N, 2)
-    return (sides[:, 0] * sides[:, 1]).astype(np.float32)
+    area: Float32 = (sides[:, 0] * sides[:, 1]).astype(np.float32)
+    return area
 
 
 def intersections(a: Float32, b: Float32) -> Float32:
@@ -31,14 +32,16 @@ def intersections(a: Float32, b: Float32) -> Float32:
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (N, M, 2)
     sides = np.clip(bottom_right - top_left, 0, None)  # (N, M, 2)
-    return (sides[..., 0] * sides[..., 1]).astype(np.float32)
+    shared: Float32 = (sides[..., 0] * sides[..., 1]).astype(np.float32)
+    return shared
 
 
 def iou(a: Float32, b: Float32) -> Float32:
     """Intersection over union of every pair, (N, M), 0..1."""
     shared = intersections(a, b)  # (N, M)
     union = areas(a)[:, None] + areas(b)[None, :] - shared  # (N, M)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlap: Float32 = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlap
 
 
 def suppress(xyxy: Float32, confidence: Float32, overlap: float) -> NDArray[np.intp]:

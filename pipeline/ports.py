@@ -177,9 +177,7 @@ class Broker(Protocol):
 
     def topics(self) -> Mapping[str, TopicSpec]: ...
 
-    def produce(
-        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
-    ) -> None:
+    def produce(self, topic: str, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         """Queue one message; the same key always goes to the same partition. BadInputError when it is larger than the topic allows."""
         ...
 

@@ -36,9 +36,7 @@ class Embedding:
         vector = np.asarray(self.vector, np.float32)
         length = float(np.linalg.norm(vector)) if vector.ndim == 1 else 0.0
         if not np.isfinite(length) or length == 0.0:
-            raise ValueError(
-                f"Embedding.vector must be finite float32 (D,) of length > 0, got {vector.shape} of length {length}"
-            )
+            raise ValueError(f"Embedding.vector must be finite float32 (D,) of length > 0, got {vector.shape} of length {length}")
         if abs(length - 1.0) > 1e-3:
             vector = vector / np.float32(length)
         object.__setattr__(self, "vector", read_only(vector, "Embedding.vector", np.float32, (None,)))
