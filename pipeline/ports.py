@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.types import (
+    Attribute,
     Camera,
     CameraCoverage,
     CropReference,
@@ -84,6 +85,34 @@ class FaceEncoder(Protocol):
 
     def faces(self, bgr: NDArray[np.uint8]) -> list[Face]:
         """All faces, best quality first; ``embedding`` is None where the quality gate closed."""
+        ...
+
+
+class AppearanceEncoder(Protocol):
+    """Crops to vectors that words can be compared with, and to plain attributes."""
+
+    space: str
+
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """BGR uint8 (h, w, 3) crops of any size -> float32 (N, D), length 1, of the TextEncoder's space."""
+        ...
+
+    def attributes(self, crops: Sequence[NDArray[np.uint8]], quality: Sequence[float]) -> tuple[Attribute, ...]:
+        """The plain attributes of one person seen in these crops, weighted by quality, most certain first."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """A description to a vector in the space of an AppearanceEncoder."""
+
+    space: str
+
+    def encode(self, text: str) -> Embedding:
+        """Modality TEXT. Raises BadInputError, naming the words, when nothing in the description can be seen in a picture."""
+        ...
+
+    def explain(self, text: str, attributes: Sequence[Attribute]) -> tuple[str, ...]:
+        """Why a tracklet with these attributes fits or fails the description: short phrases such as "red upper body: yes, 0.91"."""
         ...
 
 
