@@ -1,0 +1,219 @@
+"""Settings: one TOML file, overridden by the environment; unknown keys are refused, secrets are masked.
+
+Order of precedence: environment (``SIGHTLINE_DETECT__BATCH_SIZE=8``), the file (``--settings``, ``SIGHTLINE_SETTINGS``, else
+``sightline.toml`` in the current folder), the defaults below. Every setting has its title, unit and reason here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from pipeline.errors import SettingsError
+from pipeline.types import Camera
+
+PREFIX = "SIGHTLINE_"
+RESERVED = {"SIGHTLINE_SETTINGS", "SIGHTLINE_CACHE", "SIGHTLINE_SHARED_DATA"}  # read elsewhere, not settings keys
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class StorageSettings(Section):
+    data_folder: Path = Field(Path("sightline-data"), description="Folder of the index, the log and the crops.")
+    cache_folder: Path = Field(
+        default_factory=lambda: Path(os.environ.get("SIGHTLINE_CACHE", Path.home() / ".cache" / "sightline")),
+        description="Folder of converted model weights; can be deleted at any time.",
+    )
+
+
+class CaptureSettings(Section):
+    sampling_hz: float = Field(0.0, ge=0, le=240, description="Wished frames a second for every camera that names none; 0 = all.")
+    queue_frames: int = Field(8, ge=1, le=512, description="Frames held per camera between capture and detection; bounds memory.")
+    late_s: float = Field(2.0, gt=0, le=60, description="A live frame this much behind the newest is dropped and counted.")
+    hardware: str = Field("auto", description="Hardware decoding: auto, off, or a PyAV device name such as cuda or vaapi.")
+    give_up_after_s: float = Field(0.0, ge=0, description="Seconds without a picture after which a live camera is given up; 0 = never.")
+
+
+class DetectSettings(Section):
+    model: Literal["nanodet", "centernet", "ultralytics"] = Field("nanodet", description="Person detector.")
+    weights: Path | None = Field(None, description="Own weights file, for ultralytics models.")
+    batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
+    batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
+    minimum_confidence: float = Field(0.10, ge=0, le=1, description="Boxes below this calibrated confidence are not even tracked.")
+    tiles: Literal["auto", "off", "on"] = Field("auto", description="Cut large frames into tiles so that small people are found.")
+    threads: int = Field(1, ge=1, le=64, description="Threads of one forward pass; more cameras gain more from more processes.")
+
+
+class TrackSettings(Section):
+    confirm_after_s: float = Field(0.8, ge=0, le=10, description="A person seen this long is a tracklet; shorter ones are ghosts.")
+    lost_after_s: float = Field(3.0, gt=0, le=60, description="A track unseen for this long is closed.")
+
+
+class EmbedSettings(Section):
+    best_shots: int = Field(4, ge=1, le=16, description="Crops kept and embedded per tracklet.")
+    faces: bool = Field(True, description="Look for faces in the best shots.")
+    keep_context: bool = Field(True, description="Keep one small picture of the whole frame per tracklet, for the operator.")
+
+
+class IndexSettings(Section):
+    segment_tracklets: int = Field(50_000, ge=100, le=5_000_000, description="Tracklets per sealed segment of the index.")
+    retention_days: float = Field(30.0, ge=0, description="Tracklets older than this are really removed; 0 = never.")
+
+
+class SearchSettings(Section):
+    top_k: int = Field(20, ge=1, le=1000, description="Matches of a ranking unless the search says otherwise.")
+    deadline_s: float = Field(10.0, gt=0, le=600, description="After this the answer is partial and says so.")
+
+
+class AlertSettings(Section):
+    threshold: float = Field(0.5, ge=0, le=1, description="Score at which a watch alerts unless it says otherwise.")
+
+
+class ArchiveSettings(Section):
+    workers: int = Field(2, ge=1, le=64, description="Processes of `sightline archive` on this machine.")
+    shard_s: float = Field(600.0, ge=1, description="Length of one job in seconds of footage.")
+
+
+class BrokerSettings(Section):
+    kind: Literal["sqlite"] = Field("sqlite", description="The embedded log; one file, no server.")
+    password: SecretStr = Field(SecretStr(""), description="Password of a broker that needs one.")
+
+
+class ServerSettings(Section):
+    host: str = Field("127.0.0.1", description="Address of /metrics, /live and /ready.")
+    port: int = Field(9640, ge=0, le=65535, description="Port of /metrics, /live and /ready; 0 = any free one.")
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    format: Literal["text", "json"] = Field("text", description="json for machines, text for people.")
+
+
+class AccessSettings(Section):
+    require_purpose: bool = Field(True, description="Every search and watch must say why; the answer is kept in the audit log.")
+
+
+class CameraSettings(Section):
+    camera_id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] = Field(
+        description="Short name; letters, digits, dot, dash."
+    )
+    uri: str = Field(min_length=1, description="File, folder, rtsp://, http:// or webcam device.")
+    sampling_hz: float | None = Field(None, ge=0, le=240, description="Wished frames a second; 0 = all.")
+    zones: dict[str, list[tuple[float, float]]] = Field(default_factory=dict, description="Name -> polygon corners in pixels.")
+    site: str = ""
+    live: bool = Field(True, description="Late frames are dropped and counted; false for footage.")
+
+
+class Settings(Section):
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    capture: CaptureSettings = Field(default_factory=CaptureSettings)
+    detect: DetectSettings = Field(default_factory=DetectSettings)
+    track: TrackSettings = Field(default_factory=TrackSettings)
+    embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    index: IndexSettings = Field(default_factory=IndexSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    alert: AlertSettings = Field(default_factory=AlertSettings)
+    archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    logs: LogSettings = Field(default_factory=LogSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    cameras: list[CameraSettings] = Field(default_factory=list)
+
+    def camera_list(self) -> list[Camera]:
+        """The cameras of the file as core types."""
+        return [
+            Camera(
+                camera_id=each.camera_id,
+                uri=each.uri,
+                sampling_hz=self.capture.sampling_hz if each.sampling_hz is None else each.sampling_hz,
+                zones={name: tuple(corners) for name, corners in each.zones.items()},
+                site=each.site,
+                is_live=each.live,
+            )
+            for each in self.cameras
+        ]
+
+
+def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force. Raises SettingsError with the key, the value and what is allowed."""
+    environment = os.environ if environment is None else environment
+    values = _read_file(file, environment)
+    for keys, value in _from_environment(environment):
+        section = values
+        for key in keys[:-1]:
+            below = section.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise SettingsError(f"{PREFIX}{'__'.join(keys).upper()}: {key!r} is a value, not a section")
+            section = below
+        section[keys[-1]] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(dict(problem)) for problem in error.errors())) from None
+
+
+def _read_file(file: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
+    named = file or (Path(environment["SIGHTLINE_SETTINGS"]) if environment.get("SIGHTLINE_SETTINGS") else None)
+    path = named or Path("sightline.toml")
+    if not path.is_file():
+        if named:
+            raise SettingsError(f"settings file {path} must exist; create it or leave --settings out")
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} must be TOML: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[list[str], str]]:
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in RESERVED:
+            yield name[len(PREFIX) :].lower().split("__"), environment[name]
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    keys = [str(part) for part in problem["loc"]]
+    key = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(_keys_beside(keys)))
+        return f"unknown setting {key}; allowed here: {allowed}"
+    shown = "***" if "password" in key else repr(problem["input"])
+    return f"setting {key} = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _keys_beside(keys: list[str]) -> list[str]:
+    """The names allowed in the section that ``keys`` points into."""
+    model: Any = CameraSettings if keys[0] == "cameras" and len(keys) > 1 else Settings
+    if model is Settings and len(keys) > 1:
+        model = Settings.model_fields[keys[0]].annotation
+    return list(model.model_fields)
+
+
+def describe(settings: Settings) -> list[tuple[str, str, str]]:
+    """(key, value in force, description) of every setting; secrets are masked."""
+    rows: list[tuple[str, str, str]] = []
+    for section_name, section in settings:
+        if not isinstance(section, Section):
+            continue
+        for key, field in type(section).model_fields.items():
+            value = getattr(section, key)
+            shown = ("***" if value.get_secret_value() else "(none)") if isinstance(value, SecretStr) else str(value)
+            rows.append((f"{section_name}.{key}", shown, field.description or ""))
+    rows.extend((f"cameras.{each.camera_id}", mask_credentials(each.uri), each.site) for each in settings.cameras)
+    return rows
+
+
+def mask_credentials(uri: str) -> str:
+    """``uri`` with user and password replaced, for logs and screens."""
+    scheme, mark, rest = uri.partition("://")
+    if mark and "@" in rest.split("/", 1)[0]:
+        return f"{scheme}://***@{rest.split('@', 1)[1]}"
+    return uri
