@@ -1,0 +1,1 @@
+"""The console command, one file per group of commands; heavy libraries load only when a command needs them."""

@@ -1,0 +1,46 @@
+"""Commands that measure speed, always as a ratio to a bare limit measured in the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.evaluate import show
+from services.cli.state import State
+
+bench = typer.Typer(help="Measure speed beside the bare limit, in one run.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def ingest(
+    context: typer.Context,
+    video: Annotated[Path | None, typer.Option(help="Footage; default: the demo's clip.")] = None,
+    frames: Annotated[int, typer.Option(min=10, help="Frames of each round.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median ratio is reported.")] = 3,
+    memory_frames: Annotated[int, typer.Option(min=0, help="Also watch memory over this many frames.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The whole line against decode alone and the detector alone, and memory over time."""
+    from services.bench_ingest import bench_ingest
+
+    state: State = context.obj
+    show(bench_ingest(state.settings, video, frames=frames, rounds=rounds, memory_frames=memory_frames), json)
+
+
+@bench.command()
+def search(
+    count: Annotated[int, typer.Option(min=1000, help="Synthetic tracklets.")] = 100_000,
+    dimension: Annotated[int, typer.Option(min=8, max=4096)] = 512,
+    folder: Annotated[Path | None, typer.Option(help="Where to build the index; default a temporary folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Recall against exact search and latency against bare FAISS, for filters of 0.1, 10 and 100 percent."""
+    from services.bench_search import bench_search
+
+    show(bench_search(count=count, dimension=dimension, folder=folder), json)

@@ -1,0 +1,301 @@
+"""The ingest line: capture → detect → track → embed for some cameras in one process.
+
+One thread per camera decodes, one detects batches over cameras, one tracks and embeds, so that the detector never waits for the
+rest as long as the rest is cheaper. Footage is worked off whole and in batches of consecutive frames of one camera, which makes a
+second run equal the first to the bit; live cameras share batches, and one that is frozen holds nobody up.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SightlineError
+from pipeline.ports import Broker, Capture, Detector, MediaStore
+from pipeline.types import Camera, CameraCoverage, Detections, Frame, Tracklet
+from services import wire
+
+log = logging.getLogger("sightline.ingest")
+
+COVERAGE_EVERY_S = 5.0
+FLUSH_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Publication:
+    """A tracklet revision and the pictures that go with it: (key, BGR crop)."""
+
+    tracklet: Tracklet
+    pictures: tuple[tuple[str, NDArray[np.uint8]], ...] = ()
+
+
+class CameraStages(Protocol):
+    """Track and embed of one camera; state never shared."""
+
+    def process(self, frame: Frame, detections: Detections) -> list[Publication]: ...
+
+    def finish(self) -> list[Publication]: ...
+
+
+class Sink(Protocol):
+    """Where publications and coverage accounts go."""
+
+    def publish(self, publication: Publication) -> None: ...
+
+    def cover(self, coverage: CameraCoverage) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far the line is; read by progress bars and benches."""
+
+    frames: int = 0
+    detections: int = 0
+    tracklets: set[str] = field(default_factory=set)
+    publications: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  # camera_id -> why it ended early
+    detect_s: float = 0.0
+    stages_s: float = 0.0
+    last_at_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last thing a camera sends down the line."""
+
+    camera_id: str
+    error: Exception | None = None
+
+
+_Item = Frame | _End
+
+
+class IngestLine:
+    """Runs captures through one detector and each camera's own stages into a sink.
+
+    ``run`` returns when every camera ended or ``stop`` was called; a camera that fails ends alone and is named in
+    ``progress.failures``; an error of the detector or of a stage is a bug and is raised after everything was stopped.
+    """
+
+    def __init__(
+        self,
+        captures: Sequence[Capture],
+        detector: Detector,
+        make_stages: Callable[[Camera], CameraStages],
+        sink: Sink,
+        *,
+        batch_size: int = 4,
+        batch_wait_s: float = 0.02,
+        queue_frames: int = 8,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        if len({capture.camera.camera_id for capture in captures}) != len(captures):
+            raise ValueError("camera ids must be unique, got " + ", ".join(sorted(c.camera.camera_id for c in captures)))
+        self.progress = Progress()
+        self._captures = list(captures)
+        self._detector = detector
+        self._stages = {capture.camera.camera_id: make_stages(capture.camera) for capture in captures}
+        self._sink = sink
+        self._batch_size = batch_size
+        self._batch_wait_s = batch_wait_s
+        self._queues = {c.camera.camera_id: queue.Queue[_Item](maxsize=max(queue_frames, batch_size)) for c in captures}
+        self._arrived = threading.Event()  # something is in a camera's queue
+        self._found: queue.Queue[tuple[Frame, Detections] | _End | None] = queue.Queue(maxsize=2 * max(batch_size, queue_frames))
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+        self._on_progress = on_progress
+        self._is_live = any(capture.camera.is_live for capture in captures)
+
+    def stop(self) -> None:
+        """End soon: captures are closed, frames on their way are finished, open tracks are closed and published."""
+        self._stop.set()
+        for capture in self._captures:
+            capture.close()
+
+    def run(self) -> Progress:
+        """Work until the end. Raises what a stage raised."""
+        readers = [threading.Thread(target=self._read, args=(c,), name=f"capture-{c.camera.camera_id}") for c in self._captures]
+        finisher = threading.Thread(target=self._finish, name="track")
+        for thread in (*readers, finisher):
+            thread.start()
+        try:
+            self._detect()
+        except BaseException as error:
+            self._errors.insert(0, error)
+        finally:
+            self._found.put(None)
+            if self._errors:
+                self.stop()
+                self._drain(readers)
+            for thread in (*readers, finisher):
+                thread.join()
+        if self._errors:
+            raise self._errors[0]
+        return self.progress
+
+    # ------------------------------------------------------------------------------------------ capture
+
+    def _read(self, capture: Capture) -> None:
+        camera_id = capture.camera.camera_id
+        error: Exception | None = None
+        try:
+            for frame in capture.frames():
+                self._queues[camera_id].put(frame)
+                self._arrived.set()
+                if self._stop.is_set():
+                    break
+        except SightlineError as problem:
+            error = problem
+        except Exception as problem:  # a bug in an adapter must not be mistaken for the end of a film
+            self._errors.append(problem)
+            error = problem
+        self._queues[camera_id].put(_End(camera_id, error))
+        self._arrived.set()
+
+    def _drain(self, readers: Sequence[threading.Thread]) -> None:
+        """Free readers that wait for room in their queue."""
+        while any(reader.is_alive() for reader in readers):
+            for waiting in self._queues.values():
+                try:
+                    waiting.get_nowait()
+                except queue.Empty:
+                    continue
+            time.sleep(0.005)
+
+    # ------------------------------------------------------------------------------------------- detect
+
+    def _detect(self) -> None:
+        batches = self._live_batches() if self._is_live else self._footage_batches()
+        for batch in batches:
+            frames = [item for item in batch if isinstance(item, Frame)]
+            if frames:
+                started = time.perf_counter()
+                found = self._detector.detect(frames)
+                self.progress.detect_s += time.perf_counter() - started
+                for frame, detections in zip(frames, found, strict=True):
+                    self._found.put((frame, detections))
+            for item in batch:
+                if isinstance(item, _End):
+                    self._found.put(item)
+            if self._errors:
+                return
+
+    def _footage_batches(self) -> Iterator[list[_Item]]:
+        """Batches of consecutive frames of one camera, cameras in turn."""
+        open_ids = list(self._queues)
+        while open_ids:
+            for camera_id in list(open_ids):
+                batch: list[_Item] = []
+                while len(batch) < self._batch_size:
+                    item = self._queues[camera_id].get()
+                    batch.append(item)
+                    if isinstance(item, _End):
+                        open_ids.remove(camera_id)
+                        break
+                yield batch
+
+    def _live_batches(self) -> Iterator[list[_Item]]:
+        """Whatever has arrived, cameras in turn, after a short wait for company."""
+        open_ids = set(self._queues)
+        while open_ids:
+            self._arrived.wait(timeout=0.5)
+            self._arrived.clear()
+            if self._batch_wait_s:
+                time.sleep(self._batch_wait_s)
+            while True:
+                batch: list[_Item] = []
+                for camera_id in sorted(open_ids):
+                    try:
+                        batch.append(self._queues[camera_id].get_nowait())
+                    except queue.Empty:
+                        continue
+                if not batch:
+                    break
+                open_ids -= {item.camera_id for item in batch if isinstance(item, _End)}
+                for start in range(0, len(batch), self._batch_size):
+                    yield batch[start : start + self._batch_size]
+
+    # ------------------------------------------------------------------------------------ track and embed
+
+    def _finish(self) -> None:
+        captures = {capture.camera.camera_id: capture for capture in self._captures}
+        covered_at = flushed_at = time.monotonic()
+        while True:
+            try:
+                item = self._found.get()
+                if item is None:
+                    self._sink.flush()
+                    return
+                if self._errors:
+                    continue  # keep emptying, so that nobody waits for room
+                started = time.perf_counter()
+                if isinstance(item, _End):
+                    self._end(item, captures[item.camera_id])
+                else:
+                    self._advance(*item)
+                self.progress.stages_s += time.perf_counter() - started
+                now = time.monotonic()
+                if now - covered_at > COVERAGE_EVERY_S:
+                    covered_at = now
+                    for capture in self._captures:
+                        self._sink.cover(capture.coverage())
+                if now - flushed_at > FLUSH_EVERY_S:
+                    flushed_at = now
+                    self._sink.flush()
+            except BaseException as error:
+                self._errors.append(error)
+                if item is None:
+                    return
+
+    def _advance(self, frame: Frame, detections: Detections) -> None:
+        self._publish(self._stages[frame.camera_id].process(frame, detections))
+        self.progress.frames += 1
+        self.progress.detections += len(detections)
+        self.progress.last_at_ns = frame.captured_at_ns
+        if self._on_progress:
+            self._on_progress(self.progress)
+
+    def _end(self, end: _End, capture: Capture) -> None:
+        self._publish(self._stages[end.camera_id].finish())
+        self._sink.cover(capture.coverage())
+        self._sink.flush()
+        if end.error is not None:
+            self.progress.failures[end.camera_id] = str(end.error)
+            log.warning("camera ended early", extra={"camera": end.camera_id, "reason": str(end.error)})
+
+    def _publish(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            self._sink.publish(publication)
+            self.progress.tracklets.add(publication.tracklet.tracklet_id)
+            self.progress.publications += 1
+
+
+class TopicSink:
+    """Crops into the media store first, then the tracklet onto its topic: a reader never meets a crop that is not there."""
+
+    def __init__(self, broker: Broker, media: MediaStore, encode_picture: Callable[[NDArray[np.uint8]], bytes]) -> None:
+        self._broker = broker
+        self._media = media
+        self._encode_picture = encode_picture
+
+    def publish(self, publication: Publication) -> None:
+        for key, picture in publication.pictures:
+            self._media.put(key, self._encode_picture(picture))
+        tracklet = publication.tracklet
+        self._broker.produce("tracklets", wire.encode(tracklet), key=tracklet.camera_id.encode())
+
+    def cover(self, coverage: CameraCoverage) -> None:
+        self._broker.produce("coverage", wire.encode(coverage), key=coverage.camera_id.encode())
+
+    def flush(self) -> None:
+        self._broker.flush()

@@ -1,0 +1,132 @@
+"""All workers of one machine: started, watched, started again when they die, stopped together.
+
+The workers are processes of their own, so that one that dies takes nothing with it; they meet only in the broker and the index.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import SettingsError
+from services.settings import Settings
+
+log = logging.getLogger("sightline.up")
+
+WORKERS = ("index", "query", "alert", "ingest")
+RESTART_FIRST_S, RESTART_MOST_S, STEADY_S = 0.5, 30.0, 60.0
+STOP_WITHIN_S = 10.0
+
+
+@dataclass
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    wait_s: float = RESTART_FIRST_S
+    start_at: float = 0.0
+    restarts: int = 0
+    fatal: bool = field(default=False)
+
+
+class Supervisor:
+    """Runs the workers until SIGTERM, SIGINT or the time is up."""
+
+    def __init__(self, settings: Settings, settings_file: Path | None) -> None:
+        if not settings.cameras:
+            raise SettingsError(
+                "cameras must name at least one camera for `sightline up`: add [[cameras]] with camera_id and uri to sightline.toml"
+            )
+        self._settings = settings
+        self._file = settings_file
+        self._children = [_Child(name) for name in WORKERS]
+        self._stop = threading.Event()
+
+    def run(self, for_s: float = 0.0) -> None:
+        """Work until stopped; raises SettingsError when a worker refuses its settings (starting it again would not help)."""
+        from services.wiring import health_server
+
+        ends_at = time.monotonic() + for_s if for_s else float("inf")
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        server = health_server(self._settings, {child.name: self._check(child) for child in self._children})
+        with server:
+            log.info("up", extra={"health": server.url, "cameras": len(self._settings.cameras)})
+            try:
+                while not self._stop.wait(0.2) and time.monotonic() < ends_at:
+                    for child in self._children:
+                        self._tend(child)
+                    if any(child.fatal for child in self._children):
+                        break
+            finally:
+                self._stop_all()
+        refused = [child.name for child in self._children if child.fatal]
+        if refused:
+            raise SettingsError(f"worker {', '.join(refused)} refused to start: see its message above")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _tend(self, child: _Child) -> None:
+        now = time.monotonic()
+        if child.process is None:
+            if now >= child.start_at:
+                child.process = subprocess.Popen(worker_command(child.name, self._settings, self._file))
+                child.started_at = now
+            return
+        code = child.process.poll()
+        if code is None:
+            return
+        child.process = None
+        child.fatal = code == 2
+        if now - child.started_at > STEADY_S:
+            child.wait_s = RESTART_FIRST_S
+        child.start_at = now + child.wait_s
+        child.wait_s = min(child.wait_s * 2, RESTART_MOST_S)
+        child.restarts += 1
+        log.warning("worker ended", extra={"worker": child.name, "code": code, "again_in_s": round(child.start_at - now, 1)})
+
+    def _check(self, child: _Child):  # type: ignore[no-untyped-def]
+        return lambda: child.process is not None and child.process.poll() is None
+
+    def _stop_all(self) -> None:
+        running = [child.process for child in self._children if child.process is not None and child.process.poll() is None]
+        for process in running:
+            process.terminate()
+        ends_at = time.monotonic() + STOP_WITHIN_S
+        for process in running:
+            try:
+                process.wait(max(0.1, ends_at - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("worker did not stop in time, killed", extra={"pid": process.pid})
+                process.kill()
+                process.wait()
+
+
+def worker_command(name: str, settings: Settings, file: Path | None) -> list[str]:
+    """How to start one worker as a process of its own."""
+    command = [sys.executable, "-m", "services"]
+    if file:
+        command += ["--settings", str(file)]
+    return [*command, "--data", str(settings.storage.data_folder), "worker", name]
+
+
+def run_worker(name: str, settings: Settings) -> None:
+    """One worker in this process until SIGTERM or SIGINT; the last batch is kept."""
+    from services.wiring import make_worker
+
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    make_worker(name, settings, stop)()
