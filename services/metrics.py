@@ -1,0 +1,69 @@
+"""Prometheus metrics of all stages. The one home of ``prometheus_client``."""
+
+from __future__ import annotations
+
+import threading
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pipeline.types import CameraCoverage
+
+BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+FORWARD_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
+QUERY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+DELAY_SECONDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0)
+
+
+class Metrics:
+    """The metrics of one process, on ``registry`` (a fresh one when None). Named sightline_STAGE_WHAT_UNIT; labels are the design's words.
+
+    A counter is raised where the thing happens: ``metrics.alerts.labels(camera="gate").inc()``,
+    ``with metrics.query_seconds.labels(modality="text").time(): ...``.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._lock = threading.Lock()
+        self._told: dict[tuple[str, int], dict[str, float]] = {}
+        on = self.registry
+        self.frames = Counter(
+            "sightline_capture_frames", "Frames by outcome: seen, sampled, dropped, corrupt.", ["camera", "outcome"], registry=on
+        )
+        self.gap_seconds = Counter("sightline_capture_gap_seconds", "Seconds in which a camera was not seen.", ["camera"], registry=on)
+        self.detect_batch = Histogram("sightline_detect_batch_frames", "Frames in one forward pass.", buckets=BATCH_SIZES, registry=on)
+        self.detect_seconds = Histogram("sightline_detect_seconds", "One forward pass.", buckets=FORWARD_SECONDS, registry=on)
+        self.detections = Counter("sightline_detect_detections", "People found in frames.", ["camera"], registry=on)
+        self.tracklets = Counter(
+            "sightline_track_tracklets", "Tracklet revisions published: confirmed, better, closed.", ["camera", "kind"], registry=on
+        )
+        self.index_upserts = Counter("sightline_index_upserts", "Tracklet revisions written to the index.", registry=on)
+        self.index_delay_seconds = Histogram(
+            "sightline_index_delay_seconds", "From capture of the last frame to searchable.", buckets=DELAY_SECONDS, registry=on
+        )
+        self.query_seconds = Histogram(
+            "sightline_query_seconds", "One query, by modality of its probe.", ["modality"], buckets=QUERY_SECONDS, registry=on
+        )
+        self.alerts = Counter("sightline_alert_alerts", "Alerts raised.", ["camera"], registry=on)
+        self.dead_letters = Counter("sightline_worker_dead_letters", "Messages put aside as bad input.", ["worker", "topic"], registry=on)
+        self.lag = Gauge("sightline_worker_lag_messages", "Messages a worker has still to read.", ["worker"], registry=on)
+
+    def observe_coverage(self, coverage: CameraCoverage) -> None:
+        """Raise the capture counters to what ``coverage`` counts; the same account may be told any number of times."""
+        now = {
+            "seen": float(coverage.seen),
+            "sampled": float(coverage.sampled),
+            "dropped": float(coverage.dropped),
+            "corrupt": float(coverage.corrupt),
+            "gap": coverage.gap_s,
+        }
+        with self._lock:
+            before = self._told.get((coverage.camera_id, coverage.from_ns), {})
+            self._told = {key: told for key, told in self._told.items() if key[0] != coverage.camera_id}  # one account per camera
+            self._told[coverage.camera_id, coverage.from_ns] = {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
+        for name, value in now.items():
+            counter = self.gap_seconds.labels(coverage.camera_id) if name == "gap" else self.frames.labels(coverage.camera_id, name)
+            counter.inc(max(0.0, value - before.get(name, 0.0)))
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition text and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
