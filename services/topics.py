@@ -1,0 +1,86 @@
+"""The topics: one home for their names, what travels on them and how long it is kept.
+
+deploy/topics.toml says the same for people who set up Kafka; ``as_toml`` writes it and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.archive import JobProgress
+from pipeline.ports import Broker, TopicSpec
+from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Query, Ranking, Tracklet, Watch
+
+CAMERAS, TRACKLETS, COVERAGE = "cameras", "tracklets", "coverage"
+QUERIES, RANKINGS = "queries", "rankings"
+WATCHES, ALERTS = "watches", "alerts"
+ARCHIVE_JOBS, ARCHIVE_PROGRESS = "archive-jobs", "archive-progress"
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+DEAD_LETTER_SUFFIX = ".dlt"
+DEAD_LETTER_HEADER_BYTES = 65_536  # a dead letter is its original plus headers: it must fit where the original did
+
+_LIVE_TOPICS = (
+    TopicSpec(CAMERAS, partitions=8, cleanup="compact"),
+    TopicSpec(TRACKLETS, partitions=8, retention_ms=7 * DAY_MS, max_message_bytes=4_194_304),
+    TopicSpec(COVERAGE, partitions=8, retention_ms=7 * DAY_MS),
+    TopicSpec(QUERIES, partitions=4, retention_ms=6 * HOUR_MS),
+    TopicSpec(RANKINGS, partitions=4, retention_ms=6 * HOUR_MS),
+    TopicSpec(WATCHES, partitions=1, cleanup="compact"),
+    TopicSpec(ALERTS, partitions=4, retention_ms=28 * DAY_MS),
+    TopicSpec(ARCHIVE_JOBS, partitions=16, retention_ms=7 * DAY_MS),  # the bound on archive workers that share the work
+    TopicSpec(ARCHIVE_PROGRESS, partitions=1, cleanup="compact"),
+)
+
+_VALUE_TYPES: dict[str, type[Any]] = {
+    CAMERAS: Camera,
+    TRACKLETS: Tracklet,
+    COVERAGE: CameraCoverage,
+    QUERIES: Query,
+    RANKINGS: Ranking,
+    WATCHES: Watch,
+    ALERTS: Alert,
+    ARCHIVE_JOBS: ArchiveJob,
+    ARCHIVE_PROGRESS: JobProgress,
+}
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Where the messages of ``topic`` go that can never work."""
+    return topic + DEAD_LETTER_SUFFIX
+
+
+def _dead_letter_spec(spec: TopicSpec) -> TopicSpec:
+    size = spec.max_message_bytes + DEAD_LETTER_HEADER_BYTES
+    return TopicSpec(dead_letter_topic(spec.name), retention_ms=28 * DAY_MS, max_message_bytes=size)
+
+
+TOPICS: tuple[TopicSpec, ...] = _LIVE_TOPICS + tuple(_dead_letter_spec(spec) for spec in _LIVE_TOPICS)
+
+
+def create_all(broker: Broker) -> None:
+    """Create every topic that is missing; raises SettingsError when one is there with other settings."""
+    broker.create_topics(TOPICS)
+
+
+def value_type(topic: str) -> type[Any] | None:
+    """The type that travels on ``topic``; None where the bytes are handed on as they are."""
+    return _VALUE_TYPES.get(topic)
+
+
+def as_toml() -> str:
+    """The text of deploy/topics.toml."""
+    lines = ["# Topics of Sightline, in Kafka's words. Written from services/topics.py; a test keeps the two equal.", ""]
+    for spec in TOPICS:
+        lines += [
+            "[[topics]]",
+            f'name = "{spec.name}"',
+            f"partitions = {spec.partitions}",
+            f'"cleanup.policy" = "{spec.cleanup}"',
+            f'"retention.ms" = {spec.retention_ms}',
+            f'"retention.bytes" = {spec.retention_bytes}',
+            f'"max.message.bytes" = {spec.max_message_bytes}',
+            "",
+        ]
+    return "\n".join(lines)
