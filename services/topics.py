@@ -15,6 +15,7 @@ CAMERAS, TRACKLETS, COVERAGE = "cameras", "tracklets", "coverage"
 QUERIES, RANKINGS = "queries", "rankings"
 WATCHES, ALERTS = "watches", "alerts"
 ARCHIVE_JOBS, ARCHIVE_PROGRESS = "archive-jobs", "archive-progress"
+AUDIT = "audit"
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -31,6 +32,7 @@ _LIVE_TOPICS = (
     TopicSpec(ALERTS, partitions=4, retention_ms=28 * DAY_MS),
     TopicSpec(ARCHIVE_JOBS, partitions=16, retention_ms=7 * DAY_MS),  # the bound on archive workers that share the work
     TopicSpec(ARCHIVE_PROGRESS, partitions=1, cleanup="compact"),
+    TopicSpec(AUDIT, partitions=1),  # for ever, until the law of the place says otherwise
 )
 
 _VALUE_TYPES: dict[str, type[Any]] = {

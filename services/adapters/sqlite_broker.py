@@ -357,9 +357,22 @@ class SqliteBroker:
             rows = self._connection.execute("SELECT id, topic FROM partitions ORDER BY id").fetchall()
             for partition_id, topic in rows:
                 removed += self._clean(partition_id, specs[topic])
+            with _transaction(self._connection):
+                self._forget_dead_groups()
             if removed:
                 self._connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
         return removed
+
+    def _forget_dead_groups(self) -> None:
+        """Groups whose members are gone and that never committed: readers that only looked and were killed."""
+        now_s = time.monotonic()
+        self._connection.execute(
+            "DELETE FROM members WHERE group_name NOT IN (SELECT group_name FROM offsets) AND NOT seen_at_s BETWEEN ? - session_s AND ?",
+            (now_s, now_s + 1.0),
+        )
+        kept = "(SELECT group_name FROM offsets UNION SELECT group_name FROM members)"
+        self._connection.execute(f"DELETE FROM assignments WHERE group_name NOT IN {kept}")
+        self._connection.execute(f"DELETE FROM groups WHERE name NOT IN {kept}")
 
     def _clean(self, partition_id: int, spec: TopicSpec) -> int:
         doomed = self._superseded(partition_id) if spec.cleanup == "compact" else self._expired(partition_id, spec)
@@ -437,6 +450,12 @@ class SqliteBroker:
                 if topic is not None:
                     of_group[TopicPartition(topic, partition)] = offset
         return committed
+
+    def __enter__(self) -> SqliteBroker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Flush, leave all groups, close the file."""
@@ -526,12 +545,17 @@ class SqliteConsumer:
     def _fetch(self, max_messages: int) -> list[Message]:
         messages: list[Message] = []
         partition_ids = sorted(self._owned)
+        marks = ", ".join("?" * len(partition_ids))
+        ends = dict(self._connection.execute(f"SELECT id, next_offset FROM partitions WHERE id IN ({marks})", partition_ids).fetchall())
         for i in range(len(partition_ids)):
             partition_id = partition_ids[(self._turn + i) % len(partition_ids)]
             wanted = max_messages - len(messages)
             if wanted <= 0:
                 break
-            messages += self._read(partition_id, wanted)
+            found = self._read(partition_id, wanted)
+            messages += found
+            if len(found) < wanted:  # nothing is left below the end: retention or compaction may have taken the last ones
+                self._positions[partition_id] = max(self._positions[partition_id], ends[partition_id])
         self._turn += 1  # so that a busy partition cannot starve the others
         if messages:
             self._data_version = -1  # there may be more: look again next time
