@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import random
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,11 @@ from numpy.typing import NDArray
 
 from pipeline.capture import SECOND_NS, Backoff, Clock, CoverageAccount, Part, Sampler, is_late, start_of_file, without_credentials
 from pipeline.errors import BadInputError, NotFoundError, SightlineError, SourceUnavailableError, UnreadableMediaError
-from pipeline.ports import Capture
 from pipeline.types import Camera, CameraCoverage, Frame, Sound
-from services.adapters.folder_capture import PICTURES, FolderCapture, pictures_of
+from services.adapters.frame_queue import FrameQueue, StampedPicture
 
 log = logging.getLogger("sightline.capture")
 
-VIDEOS = frozenset(
-    {".mp4", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".webm", ".flv", ".m4v", ".3gp", ".wmv", ".asf"}
-)
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"})
 DEVICES = ("cuda", "vaapi", "videotoolbox", "d3d11va", "qsv")  # in the order tried by hardware="auto"
 SOUND_HZ = 16_000
@@ -47,7 +42,7 @@ class CaptureOptions:
     hardware: auto, off, or a device name (cuda, vaapi, ...); threads: of the decoder, 0 = one per core;
     queue_frames, late_s: live only, see PyAvCapture; give_up_after_s: a live source raises after so long without a picture, 0 = never;
     reconnect: try a lost live source again; from_s, to_s: the part of a file, seconds after its first frame, to_s 0 = the end;
-    loop: begin a file again at its end; prefetch_frames: decode a file so many frames ahead in a thread of its own, 0 = none;
+    loop: begin a file again at its end;
     ffmpeg: further options for FFmpeg, such as {"video_size": "1280x720"} for a webcam.
     """
 
@@ -65,7 +60,6 @@ class CaptureOptions:
     from_s: float = 0.0
     to_s: float = 0.0
     loop: bool = False
-    prefetch_frames: int = 0
     ffmpeg: dict[str, str] | None = None
 
 
@@ -96,13 +90,6 @@ class _Picture:
 
     number: int
     offset_ns: int | None
-    frame: Any
-
-
-@dataclass(slots=True)
-class _Stamped:
-    captured_at_ns: int
-    number: int
     frame: Any
 
 
@@ -274,46 +261,6 @@ def start_of_source(source: _Source, uri: str, starts_at_ns: int) -> int:
     return start_of_file(starts_at_ns, created, Path(uri.partition("?")[0]).name, modified_ns, duration_s)
 
 
-class _FrameQueue:
-    """At most ``limit`` frames between two threads. ``drops``: a full queue loses its oldest; otherwise the writer waits."""
-
-    def __init__(self, limit: int, drops: bool) -> None:
-        self._limit, self._drops = limit, drops
-        self._items: deque[_Stamped] = deque()
-        self._changed = threading.Condition()
-        self._is_finished = False
-        self.newest_ns = 0
-
-    def put(self, item: _Stamped) -> int:
-        """Gives how many old frames were pushed out."""
-        with self._changed:
-            while not self._drops and len(self._items) >= self._limit and not self._is_finished:
-                self._changed.wait()
-            self._items.append(item)
-            self.newest_ns = item.captured_at_ns
-            lost = max(0, len(self._items) - self._limit) if self._drops else 0
-            for _ in range(lost):
-                self._items.popleft()
-            self._changed.notify_all()
-            return lost
-
-    def get(self) -> _Stamped | None:
-        """The oldest frame; None once ``finish`` was called and nothing is left."""
-        with self._changed:
-            while not self._items and not self._is_finished:
-                self._changed.wait()
-            item = self._items.popleft() if self._items else None
-            self._changed.notify_all()
-            return item
-
-    def finish(self, *, empty: bool = False) -> None:
-        with self._changed:
-            self._is_finished = True
-            if empty:
-                self._items.clear()
-            self._changed.notify_all()
-
-
 class _SoundPieces:
     """Decoded sound to mono float32 pieces of a second at 16 kHz."""
 
@@ -387,7 +334,8 @@ class PyAvCapture:
         self._closed = threading.Event()
         self._is_hardware_wished = True
         self._start_ns = 0  # UTC of a file's first frame
-        self._queue: _FrameQueue | None = None
+        self._ended_ns = 0  # UTC at which a live source was closed or given up
+        self._queue: FrameQueue | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._failure: BaseException | None = None
@@ -402,8 +350,8 @@ class PyAvCapture:
 
     def frames(self) -> Iterator[Frame]:
         """See ports.Capture. Numbers count every decoded frame of the file, also for a part of it."""
-        if self._is_live or self._options.prefetch_frames:
-            yield from self._frames_of_thread()
+        if self._is_live:
+            yield from self._live_frames()
             return
         for stamped in self._file_frames():
             yield self._hand_on(stamped)
@@ -425,10 +373,11 @@ class PyAvCapture:
             yield sound
 
     def coverage(self) -> CameraCoverage:
-        return self._account.snapshot(time.time_ns() if self._is_live and not self._closed.is_set() else 0)
+        return self._account.snapshot((self._ended_ns or time.time_ns()) if self._is_live else 0)
 
     def close(self) -> None:
         """Stop; frames() and sounds() end, in whichever thread they run. A blocked read ends by itself within its timeout."""
+        self._ended_ns = self._ended_ns or time.time_ns()
         self._closed.set()
         if self._queue is not None:
             self._queue.finish(empty=True)
@@ -439,7 +388,7 @@ class PyAvCapture:
 
     # ------------------------------------------------------------------------------------------ files
 
-    def _file_frames(self) -> Iterator[_Stamped]:
+    def _file_frames(self) -> Iterator[StampedPicture]:
         """The sampled frames of a file, in the caller's thread."""
         source = self._open()
         try:
@@ -471,7 +420,7 @@ class PyAvCapture:
         finally:
             source.close()
 
-    def _frames_of_pass(self, source: _Source) -> Iterator[_Stamped]:
+    def _frames_of_pass(self, source: _Source) -> Iterator[StampedPicture]:
         for picture in self._pictures(source):
             captured_at_ns = self._clock.utc_ns(picture.offset_ns)
             offset_ns = captured_at_ns - self._start_ns
@@ -482,7 +431,7 @@ class PyAvCapture:
                 return
             self._account.saw(captured_at_ns)
             if is_kept:
-                yield _Stamped(captured_at_ns, picture.number, picture.frame)
+                yield StampedPicture(captured_at_ns, picture.number, picture.frame)
 
     def _seek(self, source: _Source) -> _Source:
         """``source`` placed at a keyframe before the part, so that decoding from there gives every frame of it."""
@@ -602,7 +551,7 @@ class PyAvCapture:
             if packet.size:
                 failures = 0
             yield packet
-            if self._is_live and time.monotonic() - self._last_picture_s > NO_PICTURE_S:
+            if self._is_live and not self._is_local and time.monotonic() - self._last_picture_s > NO_PICTURE_S:
                 raise _BrokenStreamError(f"data came, but no picture in it for {NO_PICTURE_S:g} s")
 
     def _decode_packet(self, packet: Any, source: _Source | None = None) -> list[Any]:
@@ -641,7 +590,7 @@ class PyAvCapture:
             counting.close()
         return before
 
-    def _hand_on(self, stamped: _Stamped) -> Frame:
+    def _hand_on(self, stamped: StampedPicture) -> Frame:
         """The frame as BGR, turned upright; counted as sampled."""
         picture = self._reformatter.reformat(stamped.frame, format="bgr24")
         bgr = picture.to_ndarray()
@@ -652,11 +601,11 @@ class PyAvCapture:
 
     # ------------------------------------------------------------------------------------------ the reader thread
 
-    def _frames_of_thread(self) -> Iterator[Frame]:
+    def _live_frames(self) -> Iterator[Frame]:
         queue = self._start_thread()
         try:
             while (stamped := queue.get()) is not None and not self._closed.is_set():
-                if self._is_live and is_late(stamped.captured_at_ns, queue.newest_ns, self._options.late_s):
+                if is_late(stamped.captured_at_ns, queue.newest_ns, self._options.late_s):
                     self._account.dropped()
                     continue
                 yield self._hand_on(stamped)
@@ -665,36 +614,30 @@ class PyAvCapture:
         finally:
             self.close()
 
-    def _start_thread(self) -> _FrameQueue:
+    def _start_thread(self) -> FrameQueue:
         with self._starting:
             if self._queue is None:
-                limit = self._options.queue_frames if self._is_live else self._options.prefetch_frames
-                self._queue = _FrameQueue(limit, drops=self._is_live)
-                work = self._run_live if self._is_live else self._run_file
-                self._thread = threading.Thread(target=self._guarded, args=(work,), name=f"capture-{self.camera.camera_id}", daemon=True)
+                self._queue = FrameQueue(self._options.queue_frames)
+                self._thread = threading.Thread(target=self._read, args=(self._queue,), name=f"read-{self.camera.camera_id}", daemon=True)
                 self._thread.start()
             return self._queue
 
-    def _guarded(self, work: Callable[[_FrameQueue], None]) -> None:
-        """Run ``work``; what it raises is raised again where the frames are read."""
-        assert self._queue is not None
+    def _read(self, queue: FrameQueue) -> None:
+        """The thread: read until closed; what is raised is raised again where the frames are used."""
         try:
-            work(self._queue)
-        except BaseException as error:  # a thread must not swallow a bug: the reader raises it
+            self._run_live(queue)
+        except BaseException as error:  # a thread must not swallow a bug
             self._failure = error
         finally:
-            self._queue.finish()
+            self._ended_ns = self._ended_ns or time.time_ns()
+            queue.finish()
             with self._sound_came:
                 self._sound_came.notify_all()
 
     def _is_over(self) -> bool:
         return self._closed.is_set() or (self._thread is not None and not self._thread.is_alive())
 
-    def _run_file(self, queue: _FrameQueue) -> None:
-        for stamped in self._file_frames():
-            queue.put(stamped)
-
-    def _run_live(self, queue: _FrameQueue) -> None:
+    def _run_live(self, queue: FrameQueue) -> None:
         self._account.began(time.time_ns())
         self._last_picture_s = absent_since_s = time.monotonic()
         while not self._closed.is_set():
@@ -722,7 +665,7 @@ class PyAvCapture:
         wait_s = self._backoff.next_s()
         self._closed.wait(min(wait_s, most_s - absent_s) if most_s else wait_s)
 
-    def _one_connection(self, queue: _FrameQueue) -> str:
+    def _one_connection(self, queue: FrameQueue) -> str:
         """Read until the source is lost; gives the reason, "" at the end of a file."""
         source = None
         try:
@@ -744,13 +687,13 @@ class PyAvCapture:
                 source.close()
         return "" if self._is_local else "the stream ended"
 
-    def _take_live(self, queue: _FrameQueue, picture: _Picture) -> None:
+    def _take_live(self, queue: FrameQueue, picture: _Picture) -> None:
         captured_at_ns = self._clock.utc_ns(picture.offset_ns, time.time_ns())
         if self._is_local:  # a file played as a camera: at its own pace
             self._closed.wait(max(0, captured_at_ns - time.time_ns()) / SECOND_NS)
         self._account.saw(captured_at_ns)
         if self._sampler.keep(captured_at_ns):
-            self._account.dropped(queue.put(_Stamped(captured_at_ns, picture.number, picture.frame)))
+            self._account.dropped(queue.put(StampedPicture(captured_at_ns, picture.number, picture.frame)))
 
     def _take_sound(self, source: _Source, packet: Any, pieces: _SoundPieces | None) -> None:
         anchor_ns = self._clock.anchor_ns
@@ -762,85 +705,6 @@ class PyAvCapture:
                 with self._sound_came:
                     self._sounds.append(sound)
                     self._sound_came.notify_all()
-
-
-# ---------------------------------------------------------------------------------------------- opening
-
-
-def open_capture(camera: Camera, **options: Any) -> Capture:
-    """The Capture of any source; ``options`` are those of CaptureOptions, and ``camera.options`` overrides them.
-
-    Raises NotFoundError or UnreadableMediaError at once for a local source that is missing or empty.
-    """
-    known = {field.name for field in fields(CaptureOptions)}
-    chosen = {**options, **camera.options}
-    unknown = sorted(set(chosen) - known)
-    if unknown:
-        raise BadInputError(f"capture options must be among {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    settings = CaptureOptions(**chosen)
-    if is_local_file(camera.uri):
-        path = Path(camera.uri)
-        check_file(path)
-        if path.is_dir() or path.suffix.lower() in PICTURES:
-            return FolderCapture(camera, Part(settings.from_s, settings.to_s))
-    return PyAvCapture(camera, settings)
-
-
-def cameras_from_sources(sources: Sequence[str], sampling_hz: float = 0.0) -> list[Camera]:
-    """Cameras for what a user names: a video file, a folder of videos (a camera each), a folder of pictures (one camera), an address.
-
-    Ids come from file names or addresses, never with credentials, and are made unique. Raises NotFoundError or UnreadableMediaError.
-    """
-    cameras: list[Camera] = []
-    taken: set[str] = set()
-    for source in sources:
-        for uri in _expand(source):
-            camera_id = _unused(_camera_id(uri), taken)
-            taken.add(camera_id)
-            is_live = scheme_of(uri) in LIVE_SCHEMES or uri.startswith("/dev/")
-            cameras.append(Camera(camera_id, uri, sampling_hz, is_live=is_live))
-    return cameras
-
-
-def _expand(source: str) -> list[str]:
-    if not is_local_file(source):
-        return [source]
-    path = Path(source)
-    check_file(path)
-    if path.is_file():
-        return [str(path)]
-    videos = sorted(str(each) for each in path.iterdir() if each.is_file() and each.suffix.lower() in VIDEOS)
-    if videos:
-        return videos
-    if pictures_of(path):
-        return [str(path)]
-    below = [uri for folder in sorted(each for each in path.iterdir() if each.is_dir()) for uri in _expand_quietly(folder)]
-    if not below:
-        raise UnreadableMediaError(f"folder {path} must hold videos ({', '.join(sorted(VIDEOS))}) or pictures, got none: check the path")
-    return below
-
-
-def _expand_quietly(folder: Path) -> list[str]:
-    try:
-        return _expand(str(folder))
-    except UnreadableMediaError:  # a folder of notes beside folders of videos
-        return []
-
-
-def _camera_id(uri: str) -> str:
-    """A short name of letters, digits, dot and dash, without credentials."""
-    if is_local_file(uri):
-        path = Path(uri).absolute()
-        name = path.name if path.is_dir() else path.stem
-    else:
-        name = without_credentials(uri).partition("://")[2].partition("?")[0].removeprefix("***@") or uri.removeprefix("/dev/")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[-56:] or "camera"
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    if name not in taken:
-        return name
-    return next(f"{name}-{count}" for count in range(2, len(taken) + 3) if f"{name}-{count}" not in taken)
 
 
 def read_sound(path: Path) -> tuple[NDArray[np.float32], int]:
