@@ -360,7 +360,7 @@ class SqliteBroker:
             with _transaction(self._connection):
                 self._forget_dead_groups()
             if removed:
-                self._connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+                self._connection.executescript("PRAGMA incremental_vacuum(2000)")  # execute would step it once: one page
         return removed
 
     def _forget_dead_groups(self) -> None:

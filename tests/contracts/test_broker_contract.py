@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from broker_contract import BrokerContract
-
 from pipeline.ports import Broker
 from services.adapters.sqlite_broker import SqliteBroker
+from tests.contracts.broker_contract import BrokerContract
 
 SESSION_TIMEOUT_S = 1.2
 
