@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SightlineError
 from pipeline.ports import Broker, Capture, Detector, MediaStore
-from pipeline.types import Camera, CameraCoverage, Detections, Frame, Tracklet
+from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Tracklet
 from services import wire
+from services.topics import COVERAGE, TRACKLETS
+
+if TYPE_CHECKING:
+    from services.metrics import Metrics
 
 log = logging.getLogger("sightline.ingest")
 
@@ -98,6 +102,7 @@ class IngestLine:
         batch_wait_s: float = 0.02,
         queue_frames: int = 8,
         on_progress: Callable[[Progress], None] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         if len({capture.camera.camera_id for capture in captures}) != len(captures):
             raise ValueError("camera ids must be unique, got " + ", ".join(sorted(c.camera.camera_id for c in captures)))
@@ -113,7 +118,9 @@ class IngestLine:
         self._found: queue.Queue[tuple[Frame, Detections] | _End | None] = queue.Queue(maxsize=2 * max(batch_size, queue_frames))
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
+        self.errors_of_cameras: list[Exception] = []
         self._on_progress = on_progress
+        self._metrics = metrics
         self._is_live = any(capture.camera.is_live for capture in captures)
 
     def stop(self) -> None:
@@ -181,7 +188,11 @@ class IngestLine:
             if frames:
                 started = time.perf_counter()
                 found = self._detector.detect(frames)
-                self.progress.detect_s += time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.progress.detect_s += seconds
+                if self._metrics is not None:
+                    self._metrics.detect_batch.observe(len(frames))
+                    self._metrics.detect_seconds.observe(seconds)
                 for frame, detections in zip(frames, found, strict=True):
                     self._found.put((frame, detections))
             for item in batch:
@@ -271,6 +282,7 @@ class IngestLine:
         self._sink.flush()
         if end.error is not None:
             self.progress.failures[end.camera_id] = str(end.error)
+            self.errors_of_cameras.append(end.error)
             log.warning("camera ended early", extra={"camera": end.camera_id, "reason": str(end.error)})
 
     def _publish(self, publications: Sequence[Publication]) -> None:
@@ -283,19 +295,107 @@ class IngestLine:
 class TopicSink:
     """Crops into the media store first, then the tracklet onto its topic: a reader never meets a crop that is not there."""
 
-    def __init__(self, broker: Broker, media: MediaStore, encode_picture: Callable[[NDArray[np.uint8]], bytes]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        media: MediaStore,
+        encode_picture: Callable[[NDArray[np.uint8]], bytes],
+        metrics: Metrics | None = None,
+    ) -> None:
         self._broker = broker
         self._media = media
         self._encode_picture = encode_picture
+        self._metrics = metrics
 
     def publish(self, publication: Publication) -> None:
         for key, picture in publication.pictures:
             self._media.put(key, self._encode_picture(picture))
         tracklet = publication.tracklet
-        self._broker.produce("tracklets", wire.encode(tracklet), key=tracklet.camera_id.encode())
+        self._broker.produce(TRACKLETS, wire.encode(tracklet), key=tracklet.camera_id.encode())
+        if self._metrics is not None:
+            kind = "closed" if tracklet.is_closed else "confirmed" if tracklet.revision == 1 else "better"
+            self._metrics.tracklets.labels(camera=tracklet.camera_id, kind=kind).inc()
 
     def cover(self, coverage: CameraCoverage) -> None:
-        self._broker.produce("coverage", wire.encode(coverage), key=coverage.camera_id.encode())
+        self._broker.produce(COVERAGE, wire.encode(coverage), key=coverage.camera_id.encode())
+        if self._metrics is not None:
+            self._metrics.observe_coverage(coverage)
 
     def flush(self) -> None:
         self._broker.flush()
+
+
+class _ResultQueue:
+    """A sink that hands on what the line gives, crops stored first, to a reader in another thread."""
+
+    def __init__(self, media: MediaStore, encode_picture: Callable[[NDArray[np.uint8]], bytes]) -> None:
+        self.results: queue.Queue[Tracklet | CameraCoverage | None] = queue.Queue(maxsize=256)
+        self.is_given_up = threading.Event()
+        self._media, self._encode_picture = media, encode_picture
+
+    def publish(self, publication: Publication) -> None:
+        for key, picture in publication.pictures:
+            self._media.put(key, self._encode_picture(picture))
+        self._put(publication.tracklet)
+
+    def cover(self, coverage: CameraCoverage) -> None:
+        self._put(coverage)
+
+    def flush(self) -> None:
+        """The archive worker flushes what it has produced."""
+
+    def end(self) -> None:
+        """Tell the reader that nothing follows."""
+        self._put(None)
+
+    def _put(self, result: Tracklet | CameraCoverage | None) -> None:
+        while not self.is_given_up.is_set():
+            try:
+                self.results.put(result, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+
+class JobRunner:
+    """Runs archive jobs through the ingest line, one after another; callable as the archive worker wants it."""
+
+    def __init__(
+        self,
+        open_job: Callable[[ArchiveJob], Capture],
+        detector: Detector,
+        make_stages: Callable[[Camera], CameraStages],
+        media: MediaStore,
+        encode_picture: Callable[[NDArray[np.uint8]], bytes],
+        batch_size: int = 4,
+    ) -> None:
+        self._open_job, self._detector, self._make_stages = open_job, detector, make_stages
+        self._media, self._encode_picture, self._batch_size = media, encode_picture, batch_size
+
+    def __call__(self, job: ArchiveJob) -> Iterator[Tracklet | CameraCoverage]:
+        """The tracklets and coverage of a job, as they come. Raises what the footage raises, BadInputError among it."""
+        capture = self._open_job(job)
+        sink = _ResultQueue(self._media, self._encode_picture)
+        line = IngestLine([capture], self._detector, self._make_stages, sink, batch_size=self._batch_size)
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                line.run()
+            except BaseException as error:
+                errors.append(error)
+            sink.end()
+
+        thread = threading.Thread(target=work, name=f"job-{job.job_id}-{job.shard}")
+        thread.start()
+        try:
+            while (result := sink.results.get()) is not None:
+                yield result
+        finally:  # the worker may leave us half way
+            sink.is_given_up.set()
+            line.stop()
+            thread.join()
+        if errors:
+            raise errors[0]
+        if line.errors_of_cameras:
+            raise line.errors_of_cameras[0]

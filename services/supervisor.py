@@ -58,7 +58,7 @@ class Supervisor:
         signal.signal(signal.SIGINT, self._on_signal)
         server = health_server(self._settings, {child.name: self._check(child) for child in self._children})
         with server:
-            log.info("up", extra={"health": server.url, "cameras": len(self._settings.cameras)})
+            log.info("up", extra={"port": server.port, "cameras": len(self._settings.cameras)})
             try:
                 while not self._stop.wait(0.2) and time.monotonic() < ends_at:
                     for child in self._children:

@@ -26,7 +26,7 @@ def ingest(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Run sources to their end: find, follow and index every person."""
-    from services.session import ingest_sources
+    from services.footage import ingest_sources
 
     state: State = context.obj
     report = ingest_sources(state.settings, sources, sampling_hz=sampling_hz, start=start, camera_id=camera, show=not json)
@@ -46,7 +46,7 @@ def archive(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Cut footage into jobs and work them off with several processes; a killed one is replaced by the others."""
-    from services.session import archive_folder
+    from services.footage import archive_folder
 
     state: State = context.obj
     report = archive_folder(
@@ -61,7 +61,8 @@ def archive(
         print_json(report)
     else:
         typer.echo(
-            f"{report['jobs']} jobs done, {report['failed']} failed, {report['tracklets']} tracklets in the index, {report['seconds']:.1f} s"
+            f"{report['jobs']} jobs, {report['failed']} of them failed, {report['tracklets']} tracklets in the index, "
+            f"{report['seconds']:.1f} s"
         )
     if report["failed"]:
         raise typer.Exit(3)

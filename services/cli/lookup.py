@@ -35,7 +35,7 @@ def search(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Find a person by words, speech, a face, a picture or a tracklet; several together narrow the search."""
-    from services.session import SearchRequest, run_search
+    from services.lookup import SearchRequest, run_search
 
     state: State = context.obj
     request = SearchRequest(

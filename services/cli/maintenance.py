@@ -99,7 +99,7 @@ def erase(
     purpose: Annotated[str, typer.Option(help="Why: goes into the audit log.", envvar="SIGHTLINE_PURPOSE")] = "",
 ) -> None:
     """Really remove tracklets: rows, vectors and crops."""
-    from services.session import erase_tracklets
+    from services.retention import erase_tracklets
 
     state: State = context.obj
     typer.echo(f"{erase_tracklets(state.settings, tracklets, who(), state.purpose(purpose))} tracklets removed")
@@ -110,7 +110,7 @@ def expire(
     before: Annotated[str | None, typer.Option(help="UTC; default: index.retention_days ago.")] = None,
 ) -> None:
     """Retention: really remove every tracklet that ended before a time."""
-    from services.session import expire_tracklets
+    from services.retention import expire_tracklets
 
     state: State = context.obj
     typer.echo(f"{expire_tracklets(state.settings, parse_time(before, 0), who())} tracklets removed")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.types import Alert
+from pipeline.types import Alert, Filter
 from services.cli.state import State, clock, parse_time, print_json, who
 
 watch = typer.Typer(help="Standing queries that raise alerts.", no_args_is_help=True)
@@ -32,14 +32,15 @@ def add(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Watch for a described or pictured person."""
-    from services.session import SearchRequest, add_watch
+    from services.lookup import SearchRequest
+    from services.watches import add_watch
 
     state: State = context.obj
     request = SearchRequest(
         text=text,
         portrait=portrait,
         like=like,
-        cameras_and_zones=(tuple(camera or ()), tuple(zone or ())),
+        window=Filter(cameras=tuple(camera or ()), zones=tuple(zone or ())),
         issued_by=who(),
         purpose=state.purpose(purpose),
     )
@@ -58,14 +59,14 @@ def add(
 @watch.command("list")
 def list_watches(context: typer.Context, json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List the watches in force."""
-    from services.session import watches_in_force
+    from services.watches import watches_in_force
 
     rows = [
         {
             "watch_id": each.watch_id,
-            "probes": [probe.text or probe.kind for probe in each.probes],
+            "what": "; ".join(probe.text or probe.kind for probe in each.probes),
             "threshold": each.threshold,
-            "cameras": list(each.cameras),
+            "where": ", ".join(each.cameras) or "all cameras",
             "expires": clock(each.expires_at_ns),
             "issued_by": each.issued_by,
             "purpose": each.purpose,
@@ -76,10 +77,7 @@ def list_watches(context: typer.Context, json: Annotated[bool, typer.Option("--j
         print_json(rows)
         return
     for row in rows:
-        typer.echo(
-            f"{row['watch_id']}  from {row['threshold']:.2f}  until {row['expires']}  {', '.join(row['cameras']) or 'all cameras'}"
-            f"  {'; '.join(row['probes'])}"
-        )
+        typer.echo(f"{row['watch_id']}  from {row['threshold']:.2f}  until {row['expires']}  {row['where']}  {row['what']}")
     if not rows:
         typer.echo("no watches")
 
@@ -91,7 +89,7 @@ def remove(
     purpose: Annotated[str, typer.Option(help="Why.", envvar="SIGHTLINE_PURPOSE")] = "",
 ) -> None:
     """Take a watch out of force."""
-    from services.session import remove_watch
+    from services.watches import remove_watch
 
     remove_watch(context.obj.settings, watch_id, who(), purpose)
     typer.echo(f"watch {watch_id} removed")
@@ -104,7 +102,7 @@ def alerts(
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Show the alerts raised so far; --follow waits for more."""
-    from services.session import follow_alerts
+    from services.watches import follow_alerts
 
     state: State = context.obj
     for alert in follow_alerts(state.settings, follow=follow, for_s=for_s):

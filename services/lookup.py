@@ -1,0 +1,182 @@
+"""A search as a user asks it: words, pictures or sound in, a ranking out, with the purpose in the audit log."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
+from pipeline.types import Filter, Probe, Query, Ranking
+from services import audit, wire
+from services.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What the user gave; at least one of text, portrait, like, tracklet_id, speech."""
+
+    text: str = ""
+    portrait: Path | None = None
+    like: Path | None = None
+    tracklet_id: str = ""
+    speech: Path | None = None
+    unlike: tuple[str, ...] = ()
+    window: Filter = field(default_factory=Filter)
+    top_k: int = 20
+    issued_by: str = ""
+    purpose: str = ""
+    sheet: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A ranking, and what the recogniser heard."""
+
+    ranking: Ranking
+    heard: str = ""
+
+    def json(self) -> str:
+        """The ranking as JSON, for programs."""
+        return wire.encode(self.ranking).decode()
+
+    def table(self, width: int | None = None) -> str:
+        """The ranking for people: matches, why, and what the answer rests on."""
+        return ranking_table(self.ranking, width)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """BGR uint8 (H, W, 3); raises NotFoundError, or UnreadableMediaError for what is no picture."""
+    if not path.is_file():
+        raise NotFoundError(f"picture {path} must exist; check the path")
+    encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if picture is None:
+        raise UnreadableMediaError(f"picture {path} must be a JPEG, PNG or other picture, got {encoded.size} bytes that do not decode")
+    return np.asarray(picture, np.uint8)
+
+
+def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, ...], str]:
+    """The probes of a request and what the recogniser heard; pictures become vectors here and go no further."""
+    from services import wiring
+
+    probes: list[Probe] = []
+    heard = ""
+    if request.text.strip():
+        probes.append(Probe("text", text=request.text))
+    if request.speech is not None:
+        heard = wiring.hear(settings, request.speech)
+        probes.append(Probe("speech", text=heard))
+    if request.portrait is not None:
+        probes.append(portrait_probe(settings, request.portrait))
+    if request.like is not None:
+        vectors = wiring.looks_of(settings, read_picture(request.like))
+        probes.append(Probe("look-alike", embeddings=vectors))
+    if request.tracklet_id:
+        probes.append(Probe("tracklet", tracklet_id=request.tracklet_id))
+    if not probes:
+        raise BadInputError("a search must say what to look for: words, --portrait, --like, --tracklet or --speech")
+    probes.extend(Probe("text", text=words, is_negative=True) for words in request.unlike)
+    return tuple(probes), heard
+
+
+def portrait_probe(settings: Settings, picture: Path) -> Probe:
+    """The best face of a picture as a probe; raises BadInputError where none can be used."""
+    from services import wiring
+
+    faces = wiring.face_encoder(settings).faces(read_picture(picture))
+    usable = [face.embedding for face in faces if face.embedding is not None]
+    if not usable:
+        seen = f"{len(faces)} too small or blurred" if faces else "none"
+        raise BadInputError(f"portrait {picture} must show a face clearly, got {seen}: take a larger, sharper picture")
+    return Probe("portrait", embeddings=(usable[0],))
+
+
+def run_search(settings: Settings, request: SearchRequest) -> Answer:
+    """Answer a request from the index of this machine; the audit record is durable before anything is looked up."""
+    from services import wiring
+
+    started_s = time.monotonic()
+    probes, heard = probes_of(settings, request)
+    query = Query(
+        query_id=uuid.uuid4().hex,
+        probes=probes,
+        window=request.window,
+        top_k=request.top_k,
+        deadline_s=settings.search.deadline_s,
+        issued_by=request.issued_by,
+        purpose=request.purpose,
+    )
+    with wiring.open_gallery(settings, read_only=True) as gallery:
+        with wiring.open_broker(settings) as broker:
+            details = {"probes": audit.kinds(probes), "cameras": list(request.window.cameras)}
+            audit.record(broker, "search", query.query_id, request.issued_by, request.purpose, details)
+        ranking = wiring.search_stage(settings, gallery).search(query, started_s=started_s)
+    if request.sheet is not None:
+        write_sheet(settings, request.sheet, [(title_of(probes), ranking)])
+    return Answer(ranking, heard)
+
+
+def title_of(probes: Sequence[Probe]) -> str:
+    """What a ranking was asked, for the head of a page."""
+    words = [("not " if probe.is_negative else "") + (f"“{probe.text}”" if probe.text else probe.kind) for probe in probes]
+    return " + ".join(words)
+
+
+def write_sheet(settings: Settings, path: Path, rankings: Sequence[tuple[str, Ranking]]) -> None:
+    """Write a contact sheet of some titled rankings as .jpg or .png."""
+    from services import wiring
+    from services.contact_sheet import contact_page
+
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise BadInputError(f"a contact sheet must end in .jpg or .png, got {path.name!r}")
+    page = contact_page(rankings, wiring.open_media(settings))
+    encoded, data = cv2.imencode(path.suffix.lower(), page, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not encoded:
+        raise BadInputError(f"contact sheet {path} could not be encoded")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+def ranking_table(ranking: Ranking, width: int | None = None) -> str:
+    """A ranking as text."""
+    from services.cli.state import clock
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("#", "right"), ("score", "right"), ("camera", "left"), ("UTC", "left"), ("tracklet", "left"), ("why", "left")):
+        table.add_column(name, justify=justify, no_wrap=name != "why", overflow="fold")  # type: ignore[arg-type]
+    for match in ranking.matches:
+        table.add_row(
+            str(match.rank), f"{match.score:.2f}", match.camera_id, clock(match.started_at_ns), match.tracklet_id, "; ".join(match.why)
+        )
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        if ranking.matches:
+            console.print(table)
+        else:
+            console.print("nobody found")
+        for line in coverage_lines(ranking):
+            console.print(line, style="dim")
+    return captured.get().rstrip("\n")
+
+
+def coverage_lines(ranking: Ranking) -> list[str]:
+    """What the answer rests on, and what is missing, in a few lines."""
+    coverage = ranking.coverage
+    hours = sum(max(0, c.to_ns - c.from_ns) for c in coverage.cameras) / 3.6e12
+    missing_s = sum(c.gap_s for c in coverage.cameras)
+    cameras = len({c.camera_id for c in coverage.cameras})
+    lines = [
+        f"searched {coverage.tracklets} tracklets of {cameras} cameras, {hours:.2f} camera hours, {missing_s:.0f} s of them not seen; "
+        f"{ranking.elapsed_s:.2f} s{', PARTIAL' if ranking.is_partial else ''}"
+    ]
+    lines += [f"note: {note}" for note in coverage.notes]
+    return lines

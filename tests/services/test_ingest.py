@@ -1,0 +1,174 @@
+"""The ingest line with simple stages: order, failures, live and footage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from pipeline.errors import SourceUnavailableError
+from pipeline.types import Camera, CameraCoverage, Detections, Frame, Sound, Tracklet
+from services.ingest import IngestLine, Publication
+
+SECOND = 1_000_000_000
+
+
+class FilmCapture:
+    """Gives ``count`` small frames; may fail after ``fails_after`` of them, or hang for ever."""
+
+    def __init__(self, camera_id: str, count: int, *, fails_after: int | None = None, hangs: bool = False, live: bool = False) -> None:
+        self.camera = Camera(camera_id, "film", is_live=live)
+        self._count, self._fails_after = count, fails_after
+        self._closed = threading.Event()
+        self._hangs = hangs
+        self.seen = 0
+
+    def frames(self) -> Iterator[Frame]:
+        if self._hangs:
+            self._closed.wait(20)
+            return
+        for number in range(self._count):
+            if self._closed.is_set():
+                return
+            if number == self._fails_after:
+                raise SourceUnavailableError(f"{self.camera.camera_id} vanished")
+            self.seen += 1
+            yield Frame(self.camera.camera_id, number * SECOND // 10, np.zeros((8, 8, 3), np.uint8), number)
+
+    def sounds(self) -> Iterator[Sound]:
+        return iter(())
+
+    def coverage(self) -> CameraCoverage:
+        return CameraCoverage(self.camera.camera_id, 0, self.seen * SECOND // 10, self.seen, self.seen)
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class CountingDetector:
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[str, int]]] = []
+
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        self.batches.append([(frame.camera_id, frame.number) for frame in frames])
+        return [Detections.none() for _ in frames]
+
+
+class BrokenDetector(CountingDetector):
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        raise RuntimeError("a bug")
+
+
+class NotingStages:
+    """Notes the frames; publishes one tracklet at the end."""
+
+    noted: dict[str, list[int]]
+
+    def __init__(self, camera: Camera, noted: dict[str, list[int]], breaks_at: int | None = None) -> None:
+        self._camera, self._noted, self._breaks_at = camera, noted, breaks_at
+        noted[camera.camera_id] = []
+
+    def process(self, frame: Frame, detections: Detections) -> list[Publication]:
+        if frame.number == self._breaks_at:
+            raise RuntimeError("a bug in a stage")
+        self._noted[self._camera.camera_id].append(frame.number)
+        return []
+
+    def finish(self) -> list[Publication]:
+        at = np.zeros(1, np.int64)
+        return [Publication(Tracklet(f"t-{self._camera.camera_id}", 1, self._camera.camera_id, 0, 0, at, np.zeros((1, 4)), np.ones(1)))]
+
+
+class ListSink:
+    def __init__(self) -> None:
+        self.published: list[str] = []
+        self.covered: dict[str, int] = {}
+        self.flushes = 0
+
+    def publish(self, publication: Publication) -> None:
+        self.published.append(publication.tracklet.tracklet_id)
+
+    def cover(self, coverage: CameraCoverage) -> None:
+        self.covered[coverage.camera_id] = coverage.seen
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+def run(captures: Sequence[FilmCapture], detector: CountingDetector, breaks_at: int | None = None, **options: object):
+    noted: dict[str, list[int]] = {}
+    sink = ListSink()
+    line = IngestLine(captures, detector, lambda camera: NotingStages(camera, noted, breaks_at), sink, **options)  # type: ignore[arg-type]
+    return line, noted, sink
+
+
+def test_every_frame_of_every_camera_goes_through_in_order() -> None:
+    line, noted, sink = run([FilmCapture("a", 25), FilmCapture("b", 7)], CountingDetector(), batch_size=4)
+    line.run()
+    assert noted == {"a": list(range(25)), "b": list(range(7))}
+    assert sorted(sink.published) == ["t-a", "t-b"]
+    assert sink.covered == {"a": 25, "b": 7}
+    assert sink.flushes > 0
+
+
+def test_footage_is_batched_the_same_way_every_time() -> None:
+    runs = []
+    for _ in range(2):
+        detector = CountingDetector()
+        run([FilmCapture("a", 10), FilmCapture("b", 10)], detector, batch_size=4)[0].run()
+        runs.append(detector.batches)
+    assert runs[0] == runs[1]
+    assert runs[0][0] == [("a", 0), ("a", 1), ("a", 2), ("a", 3)]
+
+
+def test_a_camera_that_vanishes_ends_alone_and_is_named() -> None:
+    line, noted, sink = run([FilmCapture("a", 20, fails_after=5), FilmCapture("b", 20)], CountingDetector())
+    progress = line.run()
+    assert progress.failures == {"a": "a vanished"}
+    assert noted["a"] == list(range(5))
+    assert noted["b"] == list(range(20))
+    assert sorted(sink.published) == ["t-a", "t-b"]
+
+
+def test_one_frozen_live_camera_does_not_hold_the_others() -> None:
+    frozen = FilmCapture("frozen", 0, hangs=True, live=True)
+    line, noted, _ = run([frozen, FilmCapture("b", 30, live=True)], CountingDetector(), batch_wait_s=0.0)
+    worker = threading.Thread(target=line.run)
+    worker.start()
+    ends_at = time.monotonic() + 5
+    while len(noted["b"]) < 30 and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert noted["b"] == list(range(30))
+    line.stop()
+    worker.join(5)
+    assert not worker.is_alive()
+
+
+def test_live_cameras_share_a_batch() -> None:
+    detector = CountingDetector()
+    run([FilmCapture("a", 30, live=True), FilmCapture("b", 30, live=True)], detector, batch_wait_s=0.01)[0].run()
+    assert any(len({camera for camera, _ in batch}) == 2 for batch in detector.batches)
+
+
+def test_a_bug_in_the_detector_stops_the_line_loudly() -> None:
+    line, _, sink = run([FilmCapture("a", 500)], BrokenDetector())
+    with pytest.raises(RuntimeError, match="a bug"):
+        line.run()
+    assert sink.published == []
+
+
+def test_a_bug_in_a_stage_stops_the_line_loudly() -> None:
+    line, _, sink = run([FilmCapture("a", 500)], CountingDetector(), breaks_at=40)
+    with pytest.raises(RuntimeError, match="a bug in a stage"):
+        line.run()
+    assert sink.published == []
+
+
+def test_two_cameras_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="camera ids must be unique, got a, a"):
+        run([FilmCapture("a", 1), FilmCapture("a", 1)], CountingDetector())
