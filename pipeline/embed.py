@@ -436,7 +436,7 @@ def _context(folder: str, context: Context) -> tuple[CropReference, list[tuple[s
     return reference, [(key, with_box(context.bgr, [value * context.scale for value in context.box]))]
 
 
-def with_box(bgr: Pixels, box: Sequence[float], thickness: int = 2) -> Pixels:
+def with_box(bgr: Pixels, box: Sequence[float], thickness: int = 4) -> Pixels:
     """A copy with a box drawn just outside (x1, y1, x2, y2)."""
     marked = bgr.copy()
     height, width = bgr.shape[:2]

@@ -1,0 +1,97 @@
+"""The alert worker: tracklets in, alerts out, watches followed as they come and go."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+
+from pipeline.alert import AlertStage
+from pipeline.errors import BadInputError, NotReadyError
+from pipeline.ports import Broker, Message
+from pipeline.types import Alert, Tracklet, Watch
+from services import wire
+from services.topics import ALERTS, TRACKLETS, WATCHES
+from services.worker import Observer, Output, Received, Worker
+
+log = logging.getLogger("sightline.alert")
+
+CATCH_UP_S = 10.0
+
+
+class AlertHandler:
+    """Compares each batch of tracklets with the watches in force at that moment.
+
+    Watches and the alerts already raised are read from the start of their topics by a consumer of our own, outside the worker's
+    group: every alert worker must know all of them, also after a restart and after taking over another one's cameras.
+    clock_ns: UTC; on_alert: told of each alert, for metrics.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        stage: AlertStage,
+        clock_ns: Callable[[], int] = time.time_ns,
+        on_alert: Callable[[Alert], None] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._stage = stage
+        self._clock_ns = clock_ns
+        self._on_alert = on_alert
+        self._news = broker.consumer([WATCHES, ALERTS], group=f"alert-news-{uuid.uuid4().hex}")
+
+    def handle(self, batch: Sequence[Received]) -> Iterable[Output]:
+        """The alerts of a batch of tracklets; raises NotReadyError when the watches cannot be read to their end."""
+        self._catch_up()
+        alerts = [
+            alert
+            for received in batch
+            if isinstance(received.value, Tracklet)
+            for alert in self._stage.compare(received.value, self._clock_ns())
+        ]
+        for alert in alerts:
+            log.info("alert %s: watch %s, tracklet %s, score %.2f", alert.alert_id, alert.watch_id, alert.tracklet_id, alert.score)
+            if self._on_alert is not None:
+                self._on_alert(alert)
+        return [Output(ALERTS, alert.camera_id, alert) for alert in alerts]
+
+    def close(self) -> None:
+        """Stop following watches."""
+        self._news.close()
+
+    def _catch_up(self) -> None:
+        """Take in every watch and alert that is on the topics now: a watch added before a tracklet is in force for it."""
+        ends = {
+            partition: offset for topic in (WATCHES, ALERTS) for partition, offset in self._broker.end_offsets(topic).items() if offset > 0
+        }
+        until_s = time.monotonic() + CATCH_UP_S
+        while True:
+            for message in self._news.poll(timeout_s=0.0):
+                self._take(message)
+            assigned = self._news.assignment()
+            if all(partition in assigned and self._news.position(partition) >= offset for partition, offset in ends.items()):
+                return
+            if time.monotonic() > until_s:
+                raise NotReadyError(f"the watches must be readable within {CATCH_UP_S:g} s; is the broker's disk busy?")
+            time.sleep(0.01)
+
+    def _take(self, message: Message) -> None:
+        """One watch or alert; one that does not decode or cannot be used is logged, and the others stay in force."""
+        key = (message.key or b"").decode(errors="replace")
+        try:
+            if message.topic == ALERTS:
+                if message.value is not None:
+                    self._stage.remember(wire.decode(Alert, message.value).alert_id)
+            elif message.value is None:
+                self._stage.remove(key)
+            else:
+                for note in self._stage.put(wire.decode(Watch, message.value)):
+                    log.warning("watch %s: %s", key, note)
+        except BadInputError as error:
+            log.error("%s %s is not in force: %s", "watch" if message.topic == WATCHES else "alert", key, error)
+
+
+def alert_worker(broker: Broker, handler: AlertHandler, observer: Observer | None = None, batch: int = 100) -> Worker:
+    """The member of the consumer group ``alert`` over tracklets; a new group starts with the first tracklet that is kept."""
+    return Worker("alert", broker, [TRACKLETS], handler, batch=batch, observer=observer)
