@@ -18,6 +18,11 @@ from pipeline.ports import Broker, Consumer, Message, TopicPartition, TopicSpec
 WITHIN_S = 20.0
 
 
+def send(broker: Broker, topic: str, value: bytes) -> None:
+    broker.produce(topic, value)
+    broker.flush()
+
+
 def read(consumer: Consumer, count: int, within_s: float = WITHIN_S) -> list[Message]:
     """The next ``count`` messages, or those that came in time."""
     messages: list[Message] = []
@@ -75,8 +80,7 @@ class BrokerContract:
 
     def test_an_unknown_topic_is_refused(self, broker: Broker) -> None:
         with pytest.raises(SettingsError, match="nowhere"):
-            broker.produce("nowhere", b"x")
-            broker.flush()
+            send(broker, "nowhere", b"x")
         with pytest.raises(SettingsError, match="nowhere"):
             broker.consumer(["nowhere"], "readers").poll(0.1)
 
@@ -142,8 +146,7 @@ class BrokerContract:
     def test_a_message_over_the_limit_of_its_topic_is_bad_input(self, broker: Broker) -> None:
         broker.create_topics([TopicSpec("small", max_message_bytes=1000)])
         with pytest.raises(BadInputError, match="1000"):
-            broker.produce("small", bytes(1001))
-            broker.flush()
+            send(broker, "small", bytes(1001))
         broker.produce("small", bytes(800))
         broker.flush()
         assert list(broker.end_offsets("small").values()) == [1]
@@ -334,5 +337,4 @@ class BrokerContract:
     def test_a_compacted_topic_refuses_messages_without_a_key(self, broker: Broker) -> None:
         broker.create_topics([TopicSpec("latest", cleanup="compact")])
         with pytest.raises(BadInputError, match="key"):
-            broker.produce("latest", b"x")
-            broker.flush()
+            send(broker, "latest", b"x")

@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -213,10 +214,13 @@ def test_a_really_full_file_system_acknowledges_nothing(tmp_path: Path) -> None:
         broker = SqliteBroker(folder / "log.db", session_timeout_s=SESSION_S)
         broker.create_topics([TopicSpec("t")])
         sent = 0
-        with pytest.raises(StorageFullError):
-            for sent in range(1000):  # noqa: B007  the last one was not acknowledged
-                broker.produce("t", str(sent).encode().ljust(20_000))
+        broker.produce("t", bytes(20_000))
+        with suppress(StorageFullError):
+            while sent < 1000:
                 broker.flush()
+                sent += 1
+                broker.produce("t", bytes(20_000))
+        assert 0 < sent < 100
         broker._connection.close()
         with SqliteBroker(folder / "log.db") as again:
             assert list(again.end_offsets("t").values()) == [sent]
