@@ -12,6 +12,7 @@ from pipeline.types import CameraCoverage, Gap
 
 SECOND_NS = 1_000_000_000
 EARLIEST_YEAR, LATEST_YEAR = 1990, 2100  # a clock outside is unset: QuickTime writes 1904, a camera without a battery 1970
+LONGEST_PAUSE_NS = 86_400 * SECOND_NS  # a file that jumps further ahead has a damaged time, not a pause
 _TIME_IN_NAME = re.compile(
     r"(?<!\d)(\d{4})[-_.]?(\d{2})[-_.]?(\d{2})[T_\- .]{0,3}(\d{2})[-_.:h]?(\d{2})[-_.:m]?(\d{2})(?:[.,_-](\d{3}|\d{6}))?(?!\d)"
 )
@@ -45,7 +46,8 @@ class Sampler:
 class Clock:
     """Presentation time to UTC nanoseconds that never go backwards.
 
-    A file counts from its start; where its time jumps back (joined recordings, loops) it goes on one frame interval after the last frame.
+    A file counts from its start; where its time jumps back (joined recordings, loops) or ahead by more than a day (damage) it goes on
+    one frame interval after the last frame.
     A live source is anchored at the wall clock of its first frame, and again after ``reconnected``, when its time jumps back (looped
     RTSP servers), runs ahead of the wall clock by more than ``ahead_s`` or falls behind by more than ``behind_s``.
     """
@@ -89,7 +91,7 @@ class Clock:
             ahead_ns = 0 if self._anchor_ns is None else self._anchor_ns + offset_ns - now_ns
             if self._anchor_ns is None or is_new_run or ahead_ns > self._ahead_ns or ahead_ns < -self._behind_ns:
                 self._anchor_ns = now_ns - offset_ns
-        elif is_new_run and self._last_ns is not None:
+        elif self._last_ns is not None and (is_new_run or offset_ns - (self._last_offset_ns or 0) > LONGEST_PAUSE_NS):
             self._anchor_ns = self._last_ns + self._interval_ns - offset_ns
 
 
@@ -237,8 +239,12 @@ class Part:
     def is_whole(self) -> bool:
         return not self.from_s and not self.to_s
 
+    def is_after(self, offset_ns: int) -> bool:
+        """Whether the part begins after that moment. Frames before the nominal start of a source belong to its first part."""
+        return self.from_s > 0 and offset_ns < self.from_ns
+
     def holds(self, offset_ns: int) -> bool:
-        return self.from_ns <= offset_ns < self.to_ns
+        return not self.is_after(offset_ns) and offset_ns < self.to_ns
 
 
 def start_of_file(starts_at_ns: int, creation_time: str, name: str, modified_ns: int, duration_s: float) -> int:

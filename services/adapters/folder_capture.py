@@ -54,7 +54,7 @@ class FolderCapture:
             is_kept = sampler.keep(offset_ns)
             if self._closed.is_set() or offset_ns >= self._part.to_ns:
                 return
-            if offset_ns < self._part.from_ns:
+            if self._part.is_after(offset_ns):
                 continue
             bgr = read_picture(path) if is_kept else None
             if is_kept and bgr is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,18 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.capture import SECOND_NS, Backoff, Clock, CoverageAccount, Part, Sampler, is_late, start_of_file, without_credentials
+from pipeline.capture import (
+    LONGEST_PAUSE_NS,
+    SECOND_NS,
+    Backoff,
+    Clock,
+    CoverageAccount,
+    Part,
+    Sampler,
+    is_late,
+    start_of_file,
+    without_credentials,
+)
 from pipeline.errors import BadInputError, NotFoundError, SightlineError, SourceUnavailableError, UnreadableMediaError
 from pipeline.types import Camera, CameraCoverage, Frame, Sound
 from services.adapters.frame_queue import FrameQueue, StampedPicture
@@ -32,6 +44,7 @@ DEVICES = ("cuda", "vaapi", "videotoolbox", "d3d11va", "qsv")  # in the order tr
 SOUND_HZ = 16_000
 PREROLL_NS = SECOND_NS  # a part is decoded from a keyframe this much before it: covers reordering, and gives the sampler its history
 NO_PICTURE_S = 10.0  # packets come, pictures do not: the stream is taken for broken
+LONGEST_NS = 100 * 365 * 86_400 * SECOND_NS  # a presentation time beyond is damage
 READ_ATTEMPTS = 5  # a damaged stretch of a file is stepped over by reading on this often
 
 
@@ -114,13 +127,14 @@ class _Source:
         self.origin_ns: int | None = None if start is None else to_ns(start, self.video.time_base)
 
     def offset_ns(self, pts: int | None, time_base: Fraction) -> int | None:
-        """Nanoseconds after the first frame of the source."""
+        """Nanoseconds after the first frame of the source; None where there is no time that can be right."""
         if pts is None:
             return None
         moment = to_ns(pts, time_base)
         if self.origin_ns is None:
             self.origin_ns = moment
-        return moment - self.origin_ns
+        offset_ns = moment - self.origin_ns
+        return offset_ns if abs(offset_ns) < LONGEST_NS else None
 
     @property
     def duration_ns(self) -> int:
@@ -266,7 +280,7 @@ class _SoundPieces:
 
     def __init__(self, camera_id: str, piece_s: float = 1.0) -> None:
         self._camera_id, self._length = camera_id, int(piece_s * SOUND_HZ)
-        self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
+        self._resampler = self._new_resampler()
         self._parts: list[NDArray[np.float32]] = []
         self._count = 0
         self._started_ns = 0
@@ -279,28 +293,37 @@ class _SoundPieces:
         if not self._count:
             self._started_ns = at_ns
         frame.pts = None
-        try:
-            self._take(self._resampler.resample(frame))
-        except ValueError:  # the source changed its format: a resampler serves one
-            self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
-            self._take(self._resampler.resample(frame))
+        if not self._resample(frame):  # the source changed its format, and a resampler serves one: a new one may take it
+            self._resampler = self._new_resampler()
+            if not self._resample(frame):
+                self._resampler = self._new_resampler()
         while self._count >= self._length:
             yield self._cut(self._length)
 
     def finish(self) -> Iterator[Sound]:
         """What the resampler and the last piece still hold."""
-        self._take(self._resampler.resample(None))
+        self._resample(None)
         yield from self.rest()
 
     def rest(self) -> Iterator[Sound]:
         if self._count:
             yield self._cut(self._count)
 
-    def _take(self, frames: Sequence[Any]) -> None:
-        for each in frames:
-            samples = np.clip(each.to_ndarray().reshape(-1).astype(np.float32), -1.0, 1.0)
-            self._parts.append(samples)
+    @staticmethod
+    def _new_resampler() -> Any:
+        return av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
+
+    def _resample(self, frame: Any) -> bool:
+        """Take in ``frame`` (None: what the resampler holds back); False when it cannot be."""
+        try:
+            resampled = self._resampler.resample(frame)
+        except (ValueError, av.FFmpegError):
+            return False
+        for each in resampled:
+            samples = np.nan_to_num(each.to_ndarray().reshape(-1).astype(np.float32))
+            self._parts.append(np.clip(samples, -1.0, 1.0))
             self._count += len(samples)
+        return True
 
     def _cut(self, length: int) -> Sound:
         samples = np.concatenate(self._parts)
@@ -425,7 +448,7 @@ class PyAvCapture:
             captured_at_ns = self._clock.utc_ns(picture.offset_ns)
             offset_ns = captured_at_ns - self._start_ns
             is_kept = self._sampler.keep(offset_ns)
-            if offset_ns < self._part.from_ns:
+            if self._part.is_after(offset_ns):
                 continue
             if offset_ns >= self._part.to_ns:
                 return
@@ -463,7 +486,7 @@ class PyAvCapture:
         end_ns = min(source.duration_ns, self._part.to_ns)
         missing_ns = self._start_ns + end_ns - coverage.to_ns
         interval_ns = round(SECOND_NS / (source.video.average_rate or 1))
-        if not self._options.loop and missing_ns > max(SECOND_NS // 2, 4 * interval_ns):
+        if not self._options.loop and max(SECOND_NS // 2, 4 * interval_ns) < missing_ns < LONGEST_PAUSE_NS:
             reason = reason or "the file ends before its header says"
             self._account.ended(self._start_ns + end_ns, f"truncated: {reason}")
         if reason:
@@ -476,11 +499,12 @@ class PyAvCapture:
                 return
             start_ns = start_of_source(source, self.camera.uri, self.camera.starts_at_ns)
             if self._part.from_ns > PREROLL_NS:
-                source.container.seek((self._part.from_ns - PREROLL_NS + (source.origin_ns or 0)) // 1_000)
+                with contextlib.suppress(av.FFmpegError):  # a file that cannot be sought is decoded from its start
+                    source.container.seek((self._part.from_ns - PREROLL_NS + (source.origin_ns or 0)) // 1_000)
             pieces = _SoundPieces(self.camera.camera_id)
             for frame in self._sound_frames(source):
                 offset_ns = source.offset_ns(frame.pts, frame.time_base)
-                if offset_ns is None or offset_ns < self._part.from_ns:
+                if offset_ns is None or self._part.is_after(offset_ns):
                     continue
                 if offset_ns >= self._part.to_ns:
                     break

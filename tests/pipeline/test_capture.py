@@ -71,6 +71,7 @@ def test_a_part_keeps_the_frames_the_whole_keeps(wished_hz: float) -> None:
 def test_neighbouring_parts_share_no_frame_and_lose_none() -> None:
     first, second = Part(0, 10.1), Part(10.1, 0)
     assert all(first.holds(offset) != second.holds(offset) for offset in times(29.97, 30))
+    assert Part(0, 10).holds(-SECOND)  # a frame before the nominal start belongs to the first part
     with pytest.raises(ValueError, match="0 <= from_s < to_s"):
         Part(5, 5)
 
@@ -79,6 +80,13 @@ def test_a_file_counts_from_its_start_and_goes_on_where_its_time_jumps_back() ->
     clock = Clock(NOVEMBER)
     stamps = [clock.utc_ns(offset) for offset in (0, SECOND // 10, SECOND // 5, 0, SECOND // 10)]
     assert [stamp - NOVEMBER for stamp in stamps] == [0, SECOND // 10, SECOND // 5, 3 * SECOND // 10, 2 * SECOND // 5]
+
+
+def test_a_damaged_time_does_not_throw_a_file_years_ahead() -> None:
+    clock = Clock(NOVEMBER)
+    stamps = [clock.utc_ns(offset) for offset in (0, SECOND // 10, 10**18, SECOND // 5, 3600 * SECOND)]
+    assert [stamp - NOVEMBER for stamp in stamps[:4]] == [0, SECOND // 10, SECOND // 5, 3 * SECOND // 10]
+    assert stamps[4] - NOVEMBER == pytest.approx(3600 * SECOND, abs=SECOND)  # an hour without motion is a pause, not damage
 
 
 def test_a_frame_without_a_time_follows_one_interval_later() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
 import logging
 import os
@@ -25,7 +27,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInputError, NotFoundError, SourceUnavailableError, UnreadableMediaError
-from pipeline.types import Camera, Frame
+from pipeline.types import Camera, Frame, Sound
 from services.adapters.pyav_capture import CaptureOptions, PyAvCapture, media_facts, read_sound
 from services.adapters.sources import cameras_from_sources, open_capture
 
@@ -396,12 +398,18 @@ def test_an_address_gives_an_id_without_its_password() -> None:
 
 
 def test_a_file_played_live_keeps_its_pace_and_drops_what_a_slow_reader_cannot_take(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "short.mp4", steady(1.6))
+    path = make_video(tmp_path / "short.mp4", steady(1.6), sound_s=1.6)
     capture = open_capture(camera_of(path, is_live=True), queue_frames=2)
+    sounds: list[Sound] = []
+    listening = threading.Thread(target=lambda: sounds.extend(capture.sounds()))
+    listening.start()
     started, frames = time.time_ns(), []
     for frame in capture.frames():
         frames.append(frame)
         time.sleep(0.2)  # SlowReader: a fifth of the pace
+    listening.join(5)
+    assert [len(sound.samples) for sound in sounds] == [16_000]
+    assert abs(sounds[0].started_at_ns - frames[0].captured_at_ns) < SECOND // 5
     coverage = capture.coverage()
     assert 1.4 < (time.time_ns() - started) / SECOND < 4
     assert coverage.seen == 40
@@ -421,6 +429,23 @@ def test_close_from_another_thread_stops_at_once(clip: Path) -> None:
         reading.join(5)
         assert not reading.is_alive()
         assert time.monotonic() - started < 1.0
+
+
+def test_a_video_is_read_over_http(clip: Path, tmp_path: Path) -> None:
+    remux(clip, tmp_path / "clip.mkv")
+    handler = functools.partial(QuietFiles, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://anna:geheim@127.0.0.1:{server.server_address[1]}"
+        assert offsets_ms(read_all(camera_of(f"{base}/clip.mkv"))) == [40 * n for n in range(200)]
+        with pytest.raises(SourceUnavailableError, match=r"http://\*\*\*@127.* must answer .*not found"):
+            read_all(camera_of(f"{base}/nothing.mkv"))
+        server.shutdown()
+
+
+class QuietFiles(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 def free_port() -> int:
