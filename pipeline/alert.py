@@ -109,6 +109,21 @@ class AlertStage:
             alerts.append(self._alert(table, int(row), alert_id, reached, similarities, tracklet, now_ns))
         return alerts
 
+    def unseen_by(self, tracklet: Tracklet) -> dict[str, str]:
+        """Watches that ask in another model's space than the tracklet's vectors of that modality: watch_id -> why.
+
+        They can never raise an alert on what this camera's models give; their owner must be told.
+        """
+        spaces = {embedding.modality: embedding.space for embedding in tracklet.embeddings}
+        blind: dict[str, str] = {}
+        for watch, parts in self._watches.values():
+            asked = [(part.embedding.modality, part.embedding.space) for part in parts if not part.is_negative]
+            differing = [(modality, space) for modality, space in asked if spaces.get(modality, space) != space]
+            if asked and len(differing) == len(asked):
+                modality, space = differing[0]
+                blind[watch.watch_id] = f"asks in {space}, tracklets carry {spaces[modality]}: add the watch again"
+        return blind
+
     def _build(self) -> _Table:
         parts = [(row, part) for row, (_, own) in enumerate(self._watches.values()) for part in own]
         columns: dict[tuple[str, str], list[int]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from pipeline.errors import BadInputError, NotFoundError
 from pipeline.ports import TextEncoder
@@ -11,6 +12,22 @@ from pipeline.types import BODY, FACE, TEXT, VOICE, Attribute, Embedding, Probe,
 
 # How far each vector of a tracklet or picture speaks for the person: the face and the voice stay, clothes change.
 SHARES: Mapping[str, float] = {FACE: 1.0, VOICE: 1.0, BODY: 0.7, TEXT: 0.3}
+
+
+class Reading(Protocol):
+    """What a text encoder made of a description: unknown words, and words that are not used to label people."""
+
+    @property
+    def unknown(self) -> Sequence[str]: ...
+    @property
+    def ignored(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class ReadsWords(Protocol):
+    """A text encoder that can say which words it did not use; one that reads whole sentences may not know."""
+
+    def parse(self, text: str) -> Reading: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +79,7 @@ def _parts(probe: Probe, text: TextEncoder | None, lookup: Callable[[Sequence[st
     if probe.kind in ("text", "speech"):
         if text is None:
             raise BadInputError("no text encoder is set up: search by picture, or choose one in the settings")
-        return [Part(text.encode(probe.text), probe.weight, probe.is_negative, probe.text)], []
+        return [Part(text.encode(probe.text), probe.weight, probe.is_negative, probe.text)], _unused_words(text, probe.text)
     embeddings, notes = probe.embeddings, list[str]()
     if probe.kind == "tracklet":
         stored = lookup([probe.tracklet_id])
@@ -77,6 +94,19 @@ def _parts(probe: Probe, text: TextEncoder | None, lookup: Callable[[Sequence[st
     return [
         Part(embedding, probe.weight * SHARES[embedding.modality] / total, probe.is_negative, probe.text) for embedding in embeddings
     ], notes
+
+
+def _unused_words(text: TextEncoder, words: str) -> list[str]:
+    """Notes on what of a description was left out."""
+    if not isinstance(text, ReadsWords):
+        return []
+    reading = text.parse(words)
+    notes = []
+    if reading.unknown:
+        notes.append(f"words not understood: {', '.join(reading.unknown)}")
+    if reading.ignored:
+        notes.append(f"words not used, by rule: {', '.join(reading.ignored)}")
+    return notes
 
 
 def reasons(

@@ -39,6 +39,7 @@ class AlertHandler:
         self._stage = stage
         self._clock_ns = clock_ns
         self._on_alert = on_alert
+        self._warned: set[tuple[str, tuple[str, ...]]] = set()
         self._news = broker.consumer([WATCHES, ALERTS], group=f"alert-news-{uuid.uuid4().hex}")
 
     def handle(self, batch: Sequence[Received]) -> Iterable[Output]:
@@ -50,6 +51,7 @@ class AlertHandler:
             if isinstance(received.value, Tracklet)
             for alert in self._stage.compare(received.value, self._clock_ns())
         ]
+        self._warn_of_blind_watches(batch)
         for alert in alerts:
             log.info("alert %s: watch %s, tracklet %s, score %.2f", alert.alert_id, alert.watch_id, alert.tracklet_id, alert.score)
             if self._on_alert is not None:
@@ -59,6 +61,17 @@ class AlertHandler:
     def close(self) -> None:
         """Stop following watches."""
         self._news.close()
+
+    def _warn_of_blind_watches(self, batch: Sequence[Received]) -> None:
+        """Say once for each kind of tracklet which watches cannot see it: after a change of model they would be silent for ever."""
+        last = next((received.value for received in reversed(batch) if isinstance(received.value, Tracklet)), None)
+        if last is None:
+            return
+        spaces = tuple(sorted(embedding.space for embedding in last.embeddings))
+        for watch_id, reason in self._stage.unseen_by(last).items():
+            if (watch_id, spaces) not in self._warned:
+                self._warned.add((watch_id, spaces))
+                log.warning("watch %s %s", watch_id, reason)
 
     def _catch_up(self) -> None:
         """Take in every watch and alert that is on the topics now: a watch added before a tracklet is in force for it."""

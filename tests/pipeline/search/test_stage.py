@@ -123,6 +123,11 @@ def test_words_that_cannot_be_seen_are_refused_alone_and_noted_in_company(stage:
     assert any("friendly" in note for note in ranking.coverage.notes)
 
 
+def test_words_that_were_not_used_are_named(stage: SearchStage, gallery: InMemoryGallery) -> None:
+    ranking = stage.search(ask(gallery, words("foreign friendly red jacket")))
+    assert ranking.coverage.notes == ("words not understood: friendly", "words not used, by rule: foreign")
+
+
 def test_window_and_cameras_bound_the_search(stage: SearchStage, gallery: InMemoryGallery) -> None:
     later = Filter(from_ns=NOON_NS + 1800 * S)
     ranking = stage.search(ask(gallery, picture(ANNA), window=later))
