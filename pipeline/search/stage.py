@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +18,16 @@ from pipeline.types import FACE, Coverage, Filter, Match, Query, Ranking, Trackl
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
+SCAN_STEP = 1_000  # tracklets counted between two looks at the clock
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A gallery that counts without reading; one that cannot is scanned."""
+
+    def count(self, window: Filter) -> int:
+        """How many tracklets the window holds."""
+        ...
 
 
 @dataclass(slots=True)
@@ -133,11 +144,21 @@ class SearchStage:
         if silent:
             run.notes.append(f"nothing recorded in this window: camera {', '.join(silent)}")
         spaces = tuple(dict.fromkeys(part.embedding.space for part in parts))
-        return Coverage(accounts, spaces, self._count(window, statistics.tracklets), tuple(dict.fromkeys(run.notes)))
+        tracklets = self._count(run, statistics.tracklets)
+        return Coverage(accounts, spaces, tracklets, tuple(dict.fromkeys(run.notes)))
 
-    def _count(self, window: Filter, stored: int) -> int:
-        """How many tracklets the window holds."""
-        return stored if window == Filter() else sum(1 for _ in self._gallery.scan(window))
+    def _count(self, run: _Run, stored: int) -> int:
+        """How many tracklets the window holds; how many were counted by the deadline."""
+        window = run.query.window
+        if window == Filter():
+            return stored
+        if isinstance(self._gallery, Counts):
+            return self._gallery.count(window)
+        number = 0
+        for number, _ in enumerate(self._gallery.scan(window), start=1):
+            if number % SCAN_STEP == 0 and self._is_late(run, "all tracklets were counted"):
+                break
+        return number
 
     def _is_late(self, run: _Run, what: str) -> bool:
         """Whether the deadline has passed; says once per ``what`` that it was left out."""
