@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipeline.types import ArchiveJob, Camera
 
@@ -35,7 +36,7 @@ class Footage:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """Where one job stands. state: started, done or failed; worker: who works on it; tracklets: revisions given so far."""
+    """Where one job stands. state: queued, started, done or failed; worker: who works on it; tracklets: revisions given so far."""
 
     job_id: str
     shard: int
@@ -44,9 +45,11 @@ class JobProgress:
     tracklets: int = 0
     error: str = ""
 
+    STATES: ClassVar[tuple[str, ...]] = ("queued", "started", "done", "failed")
+
     def __post_init__(self) -> None:
-        if self.state not in ("started", "done", "failed"):
-            raise ValueError(f"JobProgress.state must be started, done or failed, got {self.state!r}")
+        if self.state not in JobProgress.STATES:
+            raise ValueError(f"JobProgress.state must be one of {', '.join(JobProgress.STATES)}, got {self.state!r}")
 
 
 def job_key(job: ArchiveJob | JobProgress) -> str:

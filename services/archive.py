@@ -28,19 +28,16 @@ ProcessJob = Callable[[ArchiveJob], Iterator[Tracklet | CameraCoverage]]
 def submit_archive(broker: Broker, footage: Iterable[Footage], shard_s: float = SHARD_S, redo: bool = False) -> tuple[ArchiveJob, ...]:
     """Plan jobs for the footage and put them on the topic, durably; gives all jobs of the footage.
 
-    Jobs that were done before are not submitted again, unless ``redo``; ``ArchiveFollower`` counts them as done.
+    Jobs that are done, at work or waiting already are not put there a second time, unless ``redo``; those that failed are.
     """
     jobs = plan_jobs(footage, shard_s)
-    if redo:
-        wanted = list(jobs)
-        for job in jobs:  # what was known of them no longer holds
-            broker.produce(ARCHIVE_PROGRESS, None, job_key(job).encode())
-    else:
-        with ArchiveFollower(broker, jobs) as follower:
-            follower.catch_up()
-            wanted = [job for job in jobs if follower.states.get(job_key(job)) != "done"]
+    with ArchiveFollower(broker, jobs) as follower:
+        follower.catch_up()
+        wanted = [job for job in jobs if redo or follower.states.get(job_key(job), "failed") == "failed"]
     for job in wanted:
         broker.produce(ARCHIVE_JOBS, wire.encode(job))  # no key: partitions take turns, so that workers get equal shares
+    for job in wanted:  # after the jobs: a job that says it waits must be there
+        broker.produce(ARCHIVE_PROGRESS, wire.encode(JobProgress(job.job_id, job.shard, "queued")), job_key(job).encode())
     broker.flush()
     return jobs
 
@@ -86,7 +83,7 @@ class ArchiveFollower:
 
     broker: Broker
     jobs: Sequence[ArchiveJob]
-    states: dict[str, str] = field(default_factory=dict)  # job_key -> started, done or failed
+    states: dict[str, str] = field(default_factory=dict)  # job_key -> queued, started, done or failed
     tracklets: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 

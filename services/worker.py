@@ -128,21 +128,32 @@ class Worker:
         self._stop = threading.Event()
 
     def run(self, stop: threading.Event | None = None, until_drained: bool = False) -> None:
-        """Work until ``stop`` is set, or until nothing is left to read; the batch in hand is finished and committed first.
+        """Work until ``stop`` is set, or until its own partitions are read to the end; the batch in hand is finished and committed.
 
         Raises what is neither bad input nor a matter of waiting: then nothing of the batch in hand is committed.
         """
         self._stop = stop or threading.Event()
-        consumer = self._broker.consumer(self._topics, self.name, self._start)
+        consumer = self._join()
+        if consumer is None:
+            return
         try:
             while not self._stop.is_set():
+                if until_drained and consumer.assignment() and consumer.lag() == 0:
+                    return
                 messages = self._poll(consumer)
                 if messages:
                     self._work(consumer, messages)
-                elif until_drained and consumer.assignment() and consumer.lag() == 0:
-                    return
         finally:
             consumer.close()
+
+    def _join(self) -> Consumer | None:
+        """A new member of the group; None when stopped before the broker was ready."""
+        while not self._stop.is_set():
+            try:
+                return self._broker.consumer(self._topics, self.name, self._start)
+            except NotReadyError as error:
+                self._wait(error)
+        return None
 
     def _poll(self, consumer: Consumer) -> list[Message]:
         try:

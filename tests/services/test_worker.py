@@ -250,7 +250,7 @@ def test_a_stopped_worker_finishes_and_commits_the_batch_in_hand(broker: SqliteB
 
 def test_a_slow_handler_keeps_its_partitions(broker: SqliteBroker, tmp_path: Path) -> None:
     say(broker, b"one")
-    slow = Slow(2.5 * SESSION_S)
+    slow = Slow(1.8 * SESSION_S)
     thread = run_in_thread(lambda: worker(broker, slow).run(until_drained=True))
     while not slow.asked:
         time.sleep(0.01)
@@ -264,7 +264,7 @@ def test_a_slow_handler_keeps_its_partitions(broker: SqliteBroker, tmp_path: Pat
 
 def test_a_stuck_handler_loses_its_partitions_to_another_worker(broker: SqliteBroker, tmp_path: Path) -> None:
     say(broker, b"one")
-    stuck = Slow(3.5 * SESSION_S)
+    stuck = Slow(2.5 * SESSION_S)
     thread = run_in_thread(lambda: worker(broker, stuck, max_handle_s=0.2).run(until_drained=True))
     while not stuck.asked:
         time.sleep(0.01)
