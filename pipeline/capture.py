@@ -90,7 +90,9 @@ class Clock:
         if self._start_ns is None:
             ahead_ns = 0 if self._anchor_ns is None else self._anchor_ns + offset_ns - now_ns
             if self._anchor_ns is None or is_new_run or ahead_ns > self._ahead_ns or ahead_ns < -self._behind_ns:
-                self._anchor_ns = now_ns - offset_ns
+                # never backwards, nor two frames on one moment: time that ran ahead waits at half its pace for the wall clock
+                earliest_ns = now_ns if self._last_ns is None else self._last_ns + self._interval_ns // 2
+                self._anchor_ns = max(now_ns, earliest_ns) - offset_ns
         elif self._last_ns is not None and (is_new_run or offset_ns - (self._last_offset_ns or 0) > LONGEST_PAUSE_NS):
             self._anchor_ns = self._last_ns + self._interval_ns - offset_ns
 

@@ -209,7 +209,9 @@ def open_source(uri: str, options: CaptureOptions, *, hardware: bool = True) -> 
 
 
 def _scheme_options(uri: str) -> dict[str, str]:
-    return {"rtsp_transport": "tcp"} if uri.startswith(("rtsp://", "rtsps://")) else {}
+    """FFmpeg's options for an address. A live source is not probed for its frame rate: that alone takes a second of pictures."""
+    options = {"rtsp_transport": "tcp"} if scheme_of(uri) in ("rtsp", "rtsps") else {}
+    return {**options, "fpsprobesize": "0"} if scheme_of(uri) in LIVE_SCHEMES else options
 
 
 def scheme_of(uri: str) -> str:
@@ -712,6 +714,9 @@ class PyAvCapture:
         return "" if self._is_local else "the stream ended"
 
     def _take_live(self, queue: FrameQueue, picture: _Picture) -> None:
+        if picture.offset_ns is None and self._clock.anchor_ns is None:  # RTSP: the first picture may come before its first time
+            self._account.saw(time.time_ns())
+            return
         captured_at_ns = self._clock.utc_ns(picture.offset_ns, time.time_ns())
         if self._is_local:  # a file played as a camera: at its own pace
             self._closed.wait(max(0, captured_at_ns - time.time_ns()) / SECOND_NS)

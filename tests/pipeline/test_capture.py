@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -102,6 +103,15 @@ def test_a_live_source_is_anchored_at_the_wall_clock_and_again_after_a_reconnect
     clock.reconnected()
     assert clock.utc_ns(900 * SECOND, NOVEMBER + 9 * SECOND) == NOVEMBER + 9 * SECOND
     assert clock.utc_ns(999 * SECOND, NOVEMBER + 10 * SECOND) == NOVEMBER + 10 * SECOND  # its time ran away
+
+
+def test_live_time_that_ran_ahead_waits_for_the_wall_clock_without_squeezing_frames() -> None:
+    clock = Clock()
+    stamps = [clock.utc_ns(n * SECOND // 25, NOVEMBER) for n in range(100)]  # four seconds of pictures arrive at once
+    stamps += [clock.utc_ns((100 + n) * SECOND // 25, NOVEMBER + n * SECOND // 25) for n in range(500)]
+    steps = [later - earlier for earlier, later in pairwise(stamps)]
+    assert min(steps) >= SECOND // 50
+    assert stamps[-1] - (NOVEMBER + 499 * SECOND // 25) <= 2.1 * SECOND
 
 
 def test_live_time_never_goes_backwards_whatever_comes() -> None:
