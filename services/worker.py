@@ -201,6 +201,8 @@ class Worker:
     def _is_alive(consumer: Consumer) -> bool:
         try:
             consumer.keep_alive()
+        except StorageFullError:
+            return True  # nobody can write just now, so nobody took over either
         except NotReadyError:
             return False
         return True
