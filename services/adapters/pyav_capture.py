@@ -190,7 +190,9 @@ def open_source(uri: str, options: CaptureOptions, *, hardware: bool = True) -> 
     if uri.startswith("/dev/"):
         more["format"] = "v4l2"
     if not is_local:
-        more["timeout"] = (options.open_timeout_s, options.read_timeout_s)
+        # RTSP waits twice: the first wait that fails only brings out the picture that the parser still held
+        waits = 2 if scheme_of(uri) in ("rtsp", "rtsps") else 1
+        more["timeout"] = (options.open_timeout_s, options.read_timeout_s / waits)
     if device:
         more["hwaccel"] = HWAccel(device, allow_software_fallback=True)
     address = f"file:{Path(uri).absolute()}" if is_local else uri
