@@ -1,8 +1,8 @@
 """Clothing colours per body region: pixels to soft distributions over plain colour names. numpy alone.
 
-A person's box is cut into an upper and a lower body region; pixels near the vertical middle line count most, because the sides of a box
-show background. Every pixel is named softly by its distance in CIE Lab to a few prototypes of each colour as cameras see them (darker and duller
-than on a screen), so that a wine-red coat is mostly red, a little brown.
+A person's box is cut into an upper and a lower body region. Pixels near the vertical middle line count most, and a part of what the outer
+columns show is taken off, because the sides of a box are background. Every pixel is named softly by its distance in CIE Lab to a few
+prototypes of each colour as cameras see them (darker and duller than on a screen), so that a wine-red coat is mostly red, a little brown.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ _PROTOTYPES_RGB: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 _LEVELS = 32  # of red, green and blue in the table of names
 _SOFTNESS = 11.0  # Lab units over which one name turns into the next
+_BACKGROUND = 0.3  # how much of the shares of the outer columns is taken off
+_OUTER_COLUMNS = (0, 1, 14, 15)
 _GRID = (24, 16)  # pixels looked at per region: rows, columns
-_CENTRE_WIDTH = 0.22  # standard deviation of the column weight, as a part of the box width
+_CENTRE_WIDTH = 0.17  # standard deviation of the column weight, as a part of the box width
 
 
 def lab(rgb: Float32) -> Float32:
@@ -105,35 +107,37 @@ def _sample(crop: Uint8, top: float, bottom: float, grid: tuple[int, int]) -> tu
     return crop[rows[:, None], columns[None, :], ::-1], (weight / weight.sum()).astype(np.float32)
 
 
-def colour_shares(crop: Uint8, top: float, bottom: float) -> Float32:
-    """How much of a band of the box (parts of its height) has each colour: (12,), sums to 1. ``crop``: BGR uint8 (h, w, 3)."""
-    pixels, weight = _sample(crop, top, bottom, _GRID)
+def _band_shares(crop: Uint8, top: float, bottom: float, bands: int) -> Float32:
+    """How much of each of ``bands`` equal bands between two heights (parts of the box) has each colour: (bands, 12), rows sum to 1."""
+    pixels, weight = _sample(crop, top, bottom, (_GRID[0] * bands, _GRID[1]))
     levels = (pixels // (256 // _LEVELS)).astype(np.int32)
-    names = _names()[(levels[..., 0] * _LEVELS + levels[..., 1]) * _LEVELS + levels[..., 2]]  # (rows, columns, 12)
-    shares: Float32 = (names * weight[None, :, None]).sum((0, 1)).astype(np.float32) / np.float32(_GRID[0])
-    return shares
+    names = _names()[(levels[..., 0] * _LEVELS + levels[..., 1]) * _LEVELS + levels[..., 2]]  # (bands * rows, columns, 12)
+    names = names.reshape(bands, _GRID[0], _GRID[1], -1).mean(1)  # (bands, columns, 12)
+    outer = names[:, _OUTER_COLUMNS].mean(1)  # (bands, 12)
+    shares = np.maximum(np.einsum("c,bcx->bx", weight, names) - _BACKGROUND * outer, 0.01)
+    normal: Float32 = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    return normal
 
 
 def region_colours(crop: Uint8) -> Float32:
-    """Colour distributions of the upper and the lower body: (2, 12), rows sum to 1, columns as COLOURS."""
-    return np.stack([colour_shares(crop, *REGION_ROWS[region]) for region in REGIONS])
+    """Colour distributions of the upper and the lower body: (2, 12), rows sum to 1, columns as COLOURS. ``crop``: BGR uint8 (h, w, 3)."""
+    return np.concatenate([_band_shares(crop, *REGION_ROWS[region], 1) for region in REGIONS])
 
 
 def stripe_colours(crop: Uint8, stripes: int) -> Float32:
     """Colour distributions of ``stripes`` equal bands from head to foot: (stripes, 12)."""
-    return np.stack([colour_shares(crop, index / stripes, (index + 1) / stripes) for index in range(stripes)])
+    return _band_shares(crop, 0, 1, stripes)
 
 
 def stripe_histogram(crop: Uint8, stripes: int, bins: tuple[int, int, int] = (8, 3, 3)) -> Float32:
     """HSV histograms of equal bands from head to foot, square-rooted: (stripes, product of bins); the square sums to 1 in each band."""
-    histograms = []
-    for index in range(stripes):
-        pixels, weight = _sample(crop, index / stripes, (index + 1) / stripes, _GRID)
-        cells = np.minimum((hsv(pixels.astype(np.float32)) * bins).astype(int), np.array(bins) - 1)  # (rows, columns, 3)
-        flat = (cells[..., 0] * bins[1] + cells[..., 1]) * bins[2] + cells[..., 2]
-        shares = np.bincount(flat.ravel(), np.broadcast_to(weight, flat.shape).ravel(), int(np.prod(bins)))
-        histograms.append(np.sqrt(shares / _GRID[0]))
-    return np.stack(histograms).astype(np.float32)
+    pixels, weight = _sample(crop, 0, 1, (_GRID[0] * stripes, _GRID[1]))
+    cells = np.minimum((hsv(pixels.astype(np.float32)) * bins).astype(int), np.array(bins) - 1)  # (bands * rows, columns, 3)
+    size = int(np.prod(bins))
+    flat = (cells[..., 0] * bins[1] + cells[..., 1]) * bins[2] + cells[..., 2]
+    flat += np.repeat(np.arange(stripes) * size, _GRID[0])[:, None]
+    shares = np.bincount(flat.ravel(), np.broadcast_to(weight, flat.shape).ravel(), stripes * size)
+    return np.sqrt(shares.reshape(stripes, size) / _GRID[0]).astype(np.float32)
 
 
 def pooled_colours(crops: Sequence[Uint8], quality: Sequence[float]) -> Float32:

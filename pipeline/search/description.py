@@ -171,7 +171,17 @@ _NEUTRAL = _set_of(
     "del der die das ein eine einen einem einer mit und con y le les des du et en im e il lo gli un' uno who's whom cargo track "
     "school business office work winter summer sport sports athletic tennis oversized hangs hang his/her he's hung carried carry "
     "placed crossed "
+    "collared prescription cut washed opposite shiny direction well showing col past trimmed ear pattern folded raised step laptop "
+    "case inside v takes pushed bare framed bulky strapped piece nike type covering eye ahead reaching falling extended matching "
+    "box level polka round puffy half what full draped made elbows steps talks horizontally flared untucked opened soled curved "
+    "computer hips covered square mouth horizontal shaggy slender rimmed ending falls covers rectangular beside furry knitted "
+    "cuffed forearm sideways vertical edged car quarter railing forehead calf raises smart nice flowing device walkway line single "
+    "bends briskly paired including lined outdoor several goes calves quickly formally sporty keeps here longer lines wall sun "
+    "empty appear part through either only just person's photo number "
 )
+_ODD = _set_of("top tops bottom backpacks shoe sock tie bags clothing pant kid capri jean")  # too short or too near to other words
+_PRONOUNS = frozenset({"he", "his", "him", "she", "her"})
+_IGNORED = "#"
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[.,;:!?/&]")
 
 
@@ -211,13 +221,14 @@ class Phrase:
 @dataclass(frozen=True, slots=True)
 class Description:
     """A parsed description. unknown: words nobody could place; ignored: words that must not be used to label people;
-    replaced: unknown words and the lexicon words taken for them."""
+    replaced: unknown words and the lexicon words taken for them; words: what was read, in order, without the ignored words."""
 
     text: str
     phrases: tuple[Phrase, ...] = ()
     unknown: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
+    words: tuple[str, ...] = ()
 
     def terms(self) -> dict[Term, float]:
         """Every term with its sign: 1 wished, -1 denied ("no bag")."""
@@ -301,6 +312,8 @@ class _Reader:
     colours: list[str] = field(default_factory=list)
     tones: list[str] = field(default_factory=list)
     looks: list[str] = field(default_factory=list)
+    waiting_at: list[int] = field(default_factory=list)  # where in the text the waiting adjectives stand
+    ignored_at: set[int] = field(default_factory=set)
     is_negated: bool = False
     is_after_noun: bool = False  # only little words since the last noun
     is_copula: bool = False  # "the jacket is ..."
@@ -310,11 +323,11 @@ class _Reader:
         return bool(self.colours or self.tones or self.looks)
 
     def clear(self) -> None:
-        self.colours, self.tones, self.looks = [], [], []
+        self.colours, self.tones, self.looks, self.waiting_at = [], [], [], []
 
     def noun(self, region: str, kind: str) -> None:
         if region == "person":
-            self.looks, self.colours, self.tones = [], [], []  # a colour before "man" would be a skin colour: never used
+            self.clear()  # a colour before "man" would be a skin colour: never used
             self.phrases.append(Phrase(region, kind, is_negated=self.is_negated))
         else:
             looks = tuple(dict.fromkeys(self.looks))
@@ -393,9 +406,8 @@ def _is_known(word: str) -> bool:
 
 def lexicon() -> tuple[str, ...]:
     """The words an unknown word may be taken for: things, colours and looks."""
-    taken = [word for words in _THINGS.values() for word in words.split()[:3]]
-    pronouns = {"he", "his", "him", "she", "her", "knit", "top", "bottom", "guy"}
-    return tuple(dict.fromkeys(word for word in [*taken, *COLOURS, "dark", "striped", "plaid", "hooded"] if word not in pronouns))
+    taken = [word for words in _THINGS.values() for word in words.split()[:2]]
+    return tuple(dict.fromkeys(word for word in [*taken, *COLOURS, "dark", "purse", "striped", "plaid", "hooded"] if word not in _ODD))
 
 
 def parse(text: str, synonyms: Callable[[str], str | None] | None = None) -> Description:
@@ -408,7 +420,7 @@ def parse(text: str, synonyms: Callable[[str], str | None] | None = None) -> Des
     for word in words:
         if word in FORBIDDEN:
             ignored.append(word)
-            word = "#forbidden"
+            word = _IGNORED
         elif word.isalpha() and not _is_known(word) and word not in _STOPS and word not in _JOINS:
             taken = synonyms(word) if synonyms is not None and len(word) > 2 else None
             if taken is None:
@@ -419,16 +431,17 @@ def parse(text: str, synonyms: Callable[[str], str | None] | None = None) -> Des
         known.append(word)
     reader = _Reader()
     for index, word in enumerate(known):
-        _read(reader, word, known, index, ignored)
+        _read(reader, word, known, index)
     reader.flush()
-    return Description(text, _merged(reader.phrases), _once(unknown), _once(ignored), tuple(dict.fromkeys(replaced)))
+    ignored += [known[index] for index in sorted(reader.ignored_at)]
+    kept = tuple(word for index, word in enumerate(known) if index not in reader.ignored_at and word != _IGNORED)
+    return Description(text, _merged(reader.phrases), _once(unknown), _once(ignored), tuple(dict.fromkeys(replaced)), kept)
 
 
-def _read(reader: _Reader, word: str, words: list[str], index: int, ignored: list[str]) -> None:
+def _read(reader: _Reader, word: str, words: list[str], index: int) -> None:
     following = words[index + 1] if index + 1 < len(words) else "."
-    if word == "#forbidden":
-        if following != "#forbidden" or reader.waiting():
-            ignored += reader.colours + reader.tones
+    if word == _IGNORED:
+        reader.ignored_at.update(reader.waiting_at)  # "dark skin"
         reader.clear()
     elif word in THINGS and following in THINGS and THINGS[following][0] != "person" and THINGS[word][0] != "person":
         if word in ("jean", "jeans"):
@@ -436,25 +449,23 @@ def _read(reader: _Reader, word: str, words: list[str], index: int, ignored: lis
         elif word == "hoodie":
             reader.looks.append("hooded")
     elif word in THINGS:
-        if THINGS[word][0] == "person" and (reader.colours or reader.tones) and not reader.is_after_noun:
-            ignored += reader.colours
+        if word in _PRONOUNS or reader.is_after_noun or reader.is_dressed_in:
+            if THINGS[word][0] == "person":
+                reader.flush(is_end=False)
         elif THINGS[word][0] == "person":
-            reader.flush(is_end=False)
+            reader.ignored_at.update(reader.waiting_at)
         reader.noun(*THINGS[word])
     elif word in COLOUR_WORDS:
-        _read_colour(reader, word)
+        colour, tone = COLOUR_WORDS[word]
+        reader.colours += [colour] if colour else []
+        reader.tones += [tone] if tone else []
+        reader.waiting_at.append(index)
     elif word in PARTS and not (word in LOOKS and following in THINGS):
         reader.part(PARTS[word])
     elif word in LOOKS:
         reader.looks.append(LOOKS[word])
     else:
         _read_small(reader, word, words, index)
-
-
-def _read_colour(reader: _Reader, word: str) -> None:
-    colour, tone = COLOUR_WORDS[word]
-    reader.colours += [colour] if colour else []
-    reader.tones += [tone] if tone else []
 
 
 def _read_small(reader: _Reader, word: str, words: list[str], index: int) -> None:
@@ -495,7 +506,8 @@ def _read_small(reader: _Reader, word: str, words: list[str], index: int) -> Non
 
 def _join(reader: _Reader, word: str, words: list[str], index: int) -> None:
     following = next((w for w in words[index + 1 :] if w not in _ARTICLES), ".")
-    is_list_of_adjectives = following in COLOUR_WORDS or following in LOOKS
+    is_new_noun = index + 1 < len(words) and words[index + 1] in _ARTICLES and words[index + 1] != "very"  # "white and a denim jacket"
+    is_list_of_adjectives = (following in COLOUR_WORDS or following in LOOKS) and not is_new_noun
     if reader.waiting() and is_list_of_adjectives and not reader.is_copula and not _binds_back(reader):
         return  # "black and white shirt", "a loose, grey coat"
     if reader.waiting() and is_list_of_adjectives and reader.is_copula and word != ",":
