@@ -289,7 +289,7 @@ class EmbedStage:
 
     def _is_due(self, track: Track, now_ns: int) -> bool:
         growing = self._growing.get(track.tracklet_id)
-        if growing is None or not track.is_confirmed or not growing.shots.shots or not len(track.at_ns):
+        if growing is None or not track.is_confirmed or not growing.shots.shots:  # asked every frame: the boxes are not touched
             return False
         if track.is_closed or growing.revision == 0:
             return True

@@ -18,7 +18,8 @@ from pipeline.types import FACE, Coverage, Filter, Match, Query, Ranking, Trackl
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
-SCAN_STEP = 1_000  # tracklets counted between two looks at the clock
+SCAN_STEP = 500  # tracklets counted between two looks at the clock
+COUNT_S = 0.3  # the count is for the record: no answer waits longer for it
 
 
 @runtime_checkable
@@ -148,15 +149,16 @@ class SearchStage:
         return Coverage(accounts, spaces, tracklets, tuple(dict.fromkeys(run.notes)))
 
     def _count(self, run: _Run, stored: int) -> int:
-        """How many tracklets the window holds; how many were counted by the deadline."""
+        """How many tracklets the window holds; how many could be counted in a moment."""
         window = run.query.window
         if window == Filter():
             return stored
         if isinstance(self._gallery, Counts):
             return self._gallery.count(window)
-        number = 0
+        number, until_s = 0, self._clock() + COUNT_S
         for number, _ in enumerate(self._gallery.scan(window), start=1):
-            if number % SCAN_STEP == 0 and self._is_late(run, "all tracklets were counted"):
+            if number % SCAN_STEP == 0 and self._clock() > until_s:
+                run.notes.append(f"this window holds more than the {number} tracklets that were counted; all of them were searched")
                 break
         return number
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.registry import Registry
 from models.speech import WhisperRecogniser, prepared
 from pipeline.errors import BadInputError, MissingDependencyError, NotFoundError
+from services.settings import Settings
 from services.sound import read_sound
 
 SECOND = np.sin(np.arange(16_000) * 0.05).astype(np.float32)
@@ -23,11 +24,10 @@ SECOND = np.sin(np.arange(16_000) * 0.05).astype(np.float32)
 def weights() -> Path:
     """The folder of Whisper tiny.en; skips where it was not fetched."""
     pytest.importorskip("faster_whisper", reason="the speech extra is not installed")
-    named = os.environ.get("SIGHTLINE_WHISPER_FOLDER")
-    if named:
-        return Path(named)
-    pytest.skip("speech weights not fetched: run  sightline weights fetch, or set SIGHTLINE_WHISPER_FOLDER")
-    raise AssertionError
+    registry = Registry(Settings().storage.cache_folder)
+    if not any(status.weight.name == "whisper-tiny-en" and status.is_here for status in registry.list()):
+        pytest.skip("speech weights not fetched: run  sightline weights fetch whisper-tiny-en")
+    return registry.path("whisper-tiny-en")
 
 
 def spoken(words: str, folder: Path) -> tuple[np.ndarray, int]:

@@ -144,6 +144,15 @@ def test_coverage_says_what_was_searched_and_what_was_not(stage: SearchStage, ga
     assert ranking.coverage.notes == ("never seen by the index: camera roof",)
 
 
+def test_counting_a_large_window_does_not_hold_up_the_answer() -> None:
+    crowd = InMemoryGallery(*[a_tracklet(f"t{number}", RED) for number in range(1200)])
+    stage = SearchStage(crowd, WordTextEncoder(), clock=SteppingClock(0.2))
+    ranking = stage.search(ask(crowd, words("red"), window=Filter(cameras=("north",)), deadline_s=60.0))
+    assert ranking.coverage.tracklets == 1000
+    assert any("more than the 1000 tracklets" in note for note in ranking.coverage.notes)
+    assert not ranking.is_partial
+
+
 def test_a_deadline_gives_a_part_and_says_so(gallery: InMemoryGallery) -> None:
     clock = SteppingClock()
     stage = SearchStage(SlowGallery(clock, *people()), WordTextEncoder(), clock=clock)
