@@ -127,7 +127,7 @@ class CoverageAccount:
     """What one camera saw and what it did not. Safe to write in one thread and to read in another.
 
     Two frames further apart than ``gap_after_s`` (or five usual intervals, for slow sources) leave a gap; a reason told by ``away``
-    names it, else it is "no frames in the source".
+    names it, else it is "corrupt frames" where such came in between, or "no frames in the source".
     """
 
     def __init__(self, camera_id: str, gap_after_s: float = 2.0) -> None:
@@ -141,6 +141,7 @@ class CoverageAccount:
         self._gaps: list[Gap] = []
         self._away_since_ns: int | None = None
         self._away_reason = ""
+        self._is_damaged = False  # corrupt frames came after the last good one
 
     def began(self, at_ns: int) -> None:
         """The account starts at ``at_ns``, before the first frame."""
@@ -160,10 +161,10 @@ class CoverageAccount:
                 self._add_gap(self._away_since_ns, at_ns, self._away_reason)
             else:
                 if step_ns > max(self._gap_after_ns, 5 * self._interval_ns):
-                    self._add_gap(self._last_ns, at_ns, "no frames in the source")
+                    self._add_gap(self._last_ns, at_ns, "corrupt frames" if self._is_damaged else "no frames in the source")
                 if self._seen > 1:
                     self._learn_interval(step_ns)
-            self._away_since_ns = None
+            self._away_since_ns, self._is_damaged = None, False
             self._last_ns = at_ns if is_first else max(self._last_ns, at_ns)
 
     def sampled(self) -> None:
@@ -181,6 +182,7 @@ class CoverageAccount:
         with self._lock:
             self._seen += frames
             self._corrupt += frames
+            self._is_damaged = True
 
     def away(self, since_ns: int, reason: str) -> None:
         """The source gives nothing from ``since_ns`` (or the last frame, if later) on; the first reason of an absence stays."""

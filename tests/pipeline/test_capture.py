@@ -149,14 +149,17 @@ def test_the_account_adds_up_and_names_its_gaps() -> None:
     account.saw(NOVEMBER + 5 * SECOND)
     account.dropped()
     account.saw(NOVEMBER + 9 * SECOND)
+    account.corrupt(70)
+    account.saw(NOVEMBER + 12 * SECOND)
     coverage = account.snapshot()
-    assert (coverage.seen, coverage.sampled, coverage.dropped, coverage.corrupt) == (13, 10, 1, 1)
+    assert (coverage.seen, coverage.sampled, coverage.dropped, coverage.corrupt) == (84, 10, 1, 71)
     last = NOVEMBER + 9 * SECOND // 10
     assert coverage.gaps == (
         Gap(last, NOVEMBER + 5 * SECOND, "connection refused"),
         Gap(NOVEMBER + 5 * SECOND, NOVEMBER + 9 * SECOND, "no frames in the source"),
+        Gap(NOVEMBER + 9 * SECOND, NOVEMBER + 12 * SECOND, "corrupt frames"),
     )
-    assert (coverage.from_ns, coverage.to_ns) == (NOVEMBER, NOVEMBER + 9 * SECOND)
+    assert (coverage.from_ns, coverage.to_ns) == (NOVEMBER, NOVEMBER + 12 * SECOND)
 
 
 def test_an_absence_that_lasts_is_a_gap_until_now() -> None:
