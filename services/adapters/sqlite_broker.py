@@ -78,7 +78,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 def assign(partitions: Mapping[int, str], members: Mapping[int, frozenset[str]], before: Mapping[int, int]) -> dict[int, int]:
-    """Partition id -> member id: balanced to within one where subscriptions allow, moving as little as possible, deterministic.
+    """Partition id -> member id: balanced to within one where subscriptions allow, moving as little as that needs, deterministic.
 
     partitions: id -> topic; members: id -> subscribed topics; before: the assignment so far.
     """
@@ -97,16 +97,19 @@ def assign(partitions: Mapping[int, str], members: Mapping[int, frozenset[str]],
         if partition not in assigned and (member := idlest(topic)) is not None:
             assigned[partition] = member
             load[member] += 1
-    is_settled = False
-    while not is_settled:
-        is_settled = True
-        for partition in sorted(assigned, reverse=True):
-            owner, member = assigned[partition], idlest(partitions[partition])
-            if member is not None and load[owner] - load[member] >= 2:
-                assigned[partition] = member
-                load[owner] -= 1
-                load[member] += 1
-                is_settled = False
+    # Neighbouring partitions go to different members, as a few new messages without keys lie in neighbouring partitions.
+    ranked, ordinal = sorted(members), {partition: i for i, partition in enumerate(sorted(partitions))}
+    for is_wished in (lambda p, m: ranked[ordinal[p] % len(ranked)] == m, lambda p, m: True):
+        is_settled = False
+        while not is_settled:
+            is_settled = True
+            for partition in sorted(assigned, reverse=True):
+                giver, taker = assigned[partition], idlest(partitions[partition])
+                if taker is not None and load[giver] - load[taker] >= 2 and is_wished(partition, taker):
+                    assigned[partition] = taker
+                    load[giver] -= 1
+                    load[taker] += 1
+                    is_settled = False
     return assigned
 
 
@@ -263,6 +266,9 @@ class SqliteBroker:
         """Create those that are missing; an existing one with other partitions or settings raises SettingsError."""
         for spec in specs:
             _check_spec(spec)
+        present = self.topics()
+        if all(present.get(spec.name) == spec for spec in specs):
+            return  # the usual case: nothing to write, so no waiting for a writer
         with self._lock, _plain_errors(self.path), _transaction(self._connection):
             present = self._read_topics()
             for spec in specs:

@@ -399,6 +399,15 @@ def test_partitions_are_shared_evenly_move_little_and_always_the_same_way() -> N
     assert Counter(without.values()) == {1: 6, 3: 6}
 
 
+def test_neighbouring_partitions_go_to_different_members() -> None:
+    partitions = dict.fromkeys(range(16), "archive-jobs")
+    one = assign(partitions, {1: frozenset({"archive-jobs"})}, {})
+    two = assign(partitions, dict.fromkeys((1, 2), frozenset({"archive-jobs"})), one)
+    assert all(two[p] != two[p + 1] for p in range(15))
+    four = assign(partitions, dict.fromkeys((1, 2, 3, 4), frozenset({"archive-jobs"})), two)
+    assert min(len({four[p + i] for i in range(4)}) for p in range(0, 16, 4)) >= 3
+
+
 def test_a_member_gets_only_topics_it_asked_for() -> None:
     shares = assign({0: "t", 1: "t", 2: "u"}, {1: frozenset({"t"}), 2: frozenset({"t", "u"})}, {})
     assert shares[2] == 2
