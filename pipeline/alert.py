@@ -25,14 +25,14 @@ def alert_id_of(watch_id: str, tracklet_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """All parts of all watches: for each embedding space its vectors (P', D) and the columns (P',) they stand for.
+    """All parts of all watches: for each (modality, space, is_picture) its vectors (P', D) and the columns (P',) they stand for.
 
     weights, is_negative, owner: (P,); owner is the row of the watch in ``watches``; least_log_odds: (W,), just below each threshold.
     """
 
     watches: tuple[Watch, ...]
     parts: tuple[Part, ...]
-    by_space: dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.intp]]]
+    by_space: dict[tuple[str, str, bool], tuple[NDArray[np.float32], NDArray[np.intp]]]
     weights: NDArray[np.float64]
     is_negative: NDArray[np.bool_]
     owner: NDArray[np.intp]
@@ -126,9 +126,9 @@ class AlertStage:
 
     def _build(self) -> _Table:
         parts = [(row, part) for row, (_, own) in enumerate(self._watches.values()) for part in own]
-        columns: dict[tuple[str, str], list[int]] = {}
+        columns: dict[tuple[str, str, bool], list[int]] = {}
         for column, (_, part) in enumerate(parts):
-            columns.setdefault((part.embedding.modality, part.embedding.space), []).append(column)
+            columns.setdefault((part.embedding.modality, part.embedding.space, part.is_picture), []).append(column)
         by_space = {
             key: (np.stack([parts[column][1].embedding.vector for column in own]), np.asarray(own, np.intp)) for key, own in columns.items()
         }
@@ -146,19 +146,18 @@ class AlertStage:
     def _similarities(self, table: _Table, tracklet: Tracklet) -> NDArray[np.float64]:
         """The cosine of every part with the tracklet, (P,), nan where it has no such vector."""
         found = np.full(len(table.parts), np.nan)
-        for embedding in tracklet.embeddings:
-            vectors_and_columns = table.by_space.get((embedding.modality, embedding.space))
-            if vectors_and_columns is not None and vectors_and_columns[0].shape[1] == len(embedding.vector):
-                vectors, columns = vectors_and_columns
+        for (modality, space, _), (vectors, columns) in table.by_space.items():
+            own = next((e.vector for e in tracklet.embeddings if (e.modality, e.space) == (modality, space)), None)
+            if own is not None and vectors.shape[1] == len(own):
                 # einsum, not @: BLAS would wake its threads for half a million products, and on a busy machine they wait for each other.
-                found[columns] = np.einsum("pd,d->p", vectors, embedding.vector)
+                found[columns] = np.einsum("pd,d->p", vectors, own)
         return found
 
     def _log_odds(self, table: _Table, similarities: NDArray[np.float64]) -> NDArray[np.float64]:
         """The fused log-odds of every watch, (W,)."""
         odds = np.full(len(table.parts), np.nan)
-        for (modality, space), (_, columns) in table.by_space.items():
-            odds[columns] = self._calibration.log_odds(modality, space, similarities[columns])
+        for (modality, space, is_picture), (_, columns) in table.by_space.items():
+            odds[columns] = self._calibration.log_odds(modality, space, similarities[columns], is_picture)
         return fuse_by_owner(odds, table.weights, table.is_negative, table.owner, len(table.watches))
 
     def _alert(

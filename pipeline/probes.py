@@ -39,6 +39,11 @@ class Part:
     is_negative: bool = False
     words: str = ""
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether a picture stands behind it, not a description."""
+        return not self.words
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:

@@ -41,10 +41,10 @@ CARD_HEIGHT = PADDING + SHOT_HEIGHT + 10 + CONTEXT_HEIGHT + 12 + WHY_LINES * WHY
 PAGE_WIDTH = 2 * MARGIN + COLUMNS * CARD_WIDTH + (COLUMNS - 1) * GAP
 MOST_NOTES = 3
 
-# A score is a calibrated probability; the words are for people who do not read numbers first.
+# The words are for people who do not read numbers first. They promise little: a score is made as if right and wrong were equally many.
 WORDS: tuple[tuple[float, str, Colour], ...] = (
-    (0.90, "very likely", GREEN),
-    (0.75, "probably", GREEN),
+    (0.98, "very likely", GREEN),
+    (0.90, "probably", GREEN),
     (0.50, "possibly", AMBER),
     (0.00, "unlikely", SLATE),
 )
@@ -229,7 +229,7 @@ def _is_context(crop: CropReference) -> bool:
 
 
 def _words_of(score: float) -> tuple[str, Colour]:
-    return next((words, colour) for least, words, colour in WORDS if score >= least or least == 0.0)
+    return next((words, colour) for least, words, colour in WORDS if round(score, 2) >= least or least == 0.0)
 
 
 def _counted(number: int, noun: str) -> str:

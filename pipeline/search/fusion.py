@@ -52,7 +52,7 @@ def in_order(parts: Sequence[Part], compared: Fused, calibration: Calibration) -
     """The candidates by weighted log-odds, best first; equal ones by id, so that the same question gets the same answer."""
     odds = np.column_stack(
         [
-            calibration.log_odds(part.embedding.modality, part.embedding.space, compared.similarities[:, column])
+            calibration.log_odds(part.embedding.modality, part.embedding.space, compared.similarities[:, column], part.is_picture)
             for column, part in enumerate(parts)
         ]
     )  # (C, P)

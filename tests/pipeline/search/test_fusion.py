@@ -33,6 +33,12 @@ def test_a_space_with_its_own_curve_uses_it() -> None:
     assert score(float(calibration.log_odds(FACE, "mobilefacenet@1", 0.3))) < 0.2
 
 
+def test_two_pictures_must_be_nearer_than_a_picture_and_its_description() -> None:
+    calibration = Calibration.default({"phrases@1": Logistic(0.2, 14.0)})
+    described, alike = (float(calibration.log_odds(TEXT, "phrases@1", 0.5, is_picture)) for is_picture in (False, True))
+    assert described > 0 > alike
+
+
 def test_scores_stay_between_nought_and_one() -> None:
     assert [score(value) for value in (-800.0, 0.0, 800.0)] == [0.0, 0.5, 1.0]
     assert 0.99 < score(float(Calibration.default().log_odds(FACE, "m@1", 1.0))) < 1.0
