@@ -21,7 +21,9 @@ import pytest
 
 from pipeline.errors import NewerSchemaError, NotReadyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import Message, TopicPartition, TopicSpec
-from services.adapters.sqlite_broker import TOMBSTONE_RETENTION_MS, SqliteBroker, SqliteConsumer, assign
+from services.adapters.placement import assign
+from services.adapters.sqlite_broker import TOMBSTONE_RETENTION_MS, SqliteBroker
+from services.adapters.sqlite_consumer import SqliteConsumer
 
 SESSION_S = 1.0
 
