@@ -1,8 +1,9 @@
-"""A sound file as samples: WAV by the standard library, everything else through the capture adapter."""
+"""A sound file as samples: WAV by the standard library, everything else by a reader that the wiring gives."""
 
 from __future__ import annotations
 
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 from pipeline.errors import NotFoundError, UnreadableMediaError
 
 
-def read_sound(path: Path) -> tuple[NDArray[np.float32], int]:
-    """The samples, mono float32 (N,) -1..1, and their rate in Hz.
+Reader = Callable[[Path], tuple[NDArray[np.float32], int]]
+
+
+def read_sound(path: Path, otherwise: Reader | None = None) -> tuple[NDArray[np.float32], int]:
+    """The samples, mono float32 (N,) -1..1, and their rate in Hz; ``otherwise`` reads what is no plain WAV.
 
     Raises NotFoundError, or UnreadableMediaError for a file without sound.
     """
@@ -20,10 +24,10 @@ def read_sound(path: Path) -> tuple[NDArray[np.float32], int]:
         raise NotFoundError(f"sound file {path} must exist: check the path")
     try:
         return _read_wav(path)
-    except (wave.Error, EOFError):
-        from services.adapters.pyav_capture import read_sound as read_any_sound  # PyAV loads only for what is no plain WAV
-
-        return read_any_sound(path)
+    except (wave.Error, EOFError) as error:
+        if otherwise is None:
+            raise UnreadableMediaError(f"sound file {path} must be a WAV with plain samples: {error or 'it ends too early'}") from error
+        return otherwise(path)
 
 
 def _read_wav(path: Path) -> tuple[NDArray[np.float32], int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import NotFoundError, UnreadableMediaError
+from services.adapters.pyav_capture import read_sound as read_film
 from services.sound import read_sound
 
 TONE = 0.5 * np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)
@@ -50,12 +51,13 @@ def test_a_missing_file_an_empty_one_and_a_text_are_named(tmp_path: Path) -> Non
     text = tmp_path / "text.wav"
     for content in (b"", b"this is no sound at all" * 20):
         text.write_bytes(content)
-        with pytest.raises(UnreadableMediaError, match=r"text\.wav"):
-            read_sound(text)
+        for otherwise in (None, read_film):
+            with pytest.raises(UnreadableMediaError, match=r"text\.wav"):
+                read_sound(text, otherwise)
 
 
 def test_a_film_is_read_for_its_sound(shared_data: Path) -> None:
-    samples, rate_hz = read_sound(next((shared_data / "talking").glob("*.mpg")))
+    samples, rate_hz = read_sound(next((shared_data / "talking").glob("*.mpg")), otherwise=read_film)
     assert rate_hz == 16_000
     assert 0.5 < len(samples) / rate_hz < 10
     assert np.abs(samples).max() > 0.01
