@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NotFoundError, UnreadableMediaError
 
-
 Reader = Callable[[Path], tuple[NDArray[np.float32], int]]
 
 
