@@ -46,7 +46,7 @@ WORDS: tuple[tuple[float, str, Colour], ...] = (
     (0.98, "very likely", GREEN),
     (0.90, "probably", GREEN),
     (0.50, "possibly", AMBER),
-    (0.00, "unlikely", SLATE),
+    (0.00, "weak likeness", SLATE),
 )
 
 

@@ -107,7 +107,7 @@ def test_a_partial_answer_and_its_notes_are_seen() -> None:
 
 
 def test_scores_are_words_and_coverage_is_a_sentence() -> None:
-    assert [score_in_words(score) for score in (0.99, 0.9, 0.499, 0.0)] == ["very likely", "probably", "possibly", "unlikely"]
+    assert [score_in_words(score) for score in (0.99, 0.9, 0.499, 0.0)] == ["very likely", "probably", "possibly", "weak likeness"]
     said = coverage_in_words(a_ranking())
     assert said == "searched 1,234 tracklets  ·  1 camera  ·  2.0 h of footage  ·  90 s of it not seen  ·  colours@1  ·  0.25 s".replace(
         "90 s", "2 min"
