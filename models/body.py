@@ -110,7 +110,9 @@ def colour_features(crop: Uint8) -> Float32:
 def raw_features(stripes: Float32, colours: Float32, mean: Float32, basis: Float32) -> Float32:
     """Features before standardising: the map's stripes in ``basis`` (1280, K), the mid-level stripes, the colours: (N, F)."""
     last = (stripes[..., :MAP_CHANNELS] - mean) @ basis  # (N, 8, K)
-    return np.concatenate([last.reshape(len(last), -1), stripes[..., MAP_CHANNELS:].reshape(len(last), -1), colours], 1).astype(np.float32)
+    mid = stripes[..., MAP_CHANNELS:]  # (N, 8, 96)
+    flat = [part.reshape(len(part), part.shape[1] * part.shape[2]) for part in (last, mid)]
+    return np.concatenate([*flat, colours], 1).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from pipeline.search.description import FORBIDDEN, Description, Term, parse
 Float32 = NDArray[np.float32]
 
 PHRASE_SPACE, BODY_SPACE = "phrases@1", "mobilenet-stripes@1"
-HELD_OUT_PEOPLE, FOLDS = 152, 4
+HELD_OUT_PEOPLE, FOLDS, COPIES = 152, 4, 2
 COMPONENTS, DIMENSIONS, WORD_SIZE, HEARD = 96, 256, 128, 256
 LONGEST = 60  # words
 BATCH, LEARNING_RATE, WEIGHT_DECAY, TEMPERATURE = 128, 1e-3, 1e-2, 0.05
@@ -44,12 +44,16 @@ GROUPS = ("upper colour", "lower colour", "shoes colour", "bag colour", "hair co
 
 @dataclass
 class Data:
-    """Crops with their features, and what people wrote about them. person, camera: of each crop; captions: (person, crops or [], text)."""
+    """Crops with their features, and what people wrote about them.
+
+    person, camera: of each row; is_original: False for an altered copy; stripes, colours: float16; captions: (person, rows or [], text).
+    """
 
     person: NDArray[np.str_]
     camera: NDArray[np.str_]
-    stripes: Float32
-    colours: Float32
+    is_original: NDArray[np.bool_]
+    stripes: NDArray[np.float16]
+    colours: NDArray[np.float16]
     captions: list[tuple[str, list[int], str]]
     is_human: list[bool]
 
@@ -57,24 +61,55 @@ class Data:
 def read(data: Path, network: Path, cache: Path | None) -> Data:
     """Crops, features (from ``cache`` where it is there) and captions of the research folder."""
     names = sorted(str(path.relative_to(data / "persons")) for path in (data / "persons").glob("*/*.jpg"))
-    if cache is not None and cache.is_file():
-        with np.load(cache) as file:
-            stripes, colours = file["stripes"].astype(np.float32), file["colours"].astype(np.float32)
-    else:
-        features = LookFeatures(network)
-        rows = [features.of([_picture(data / "persons" / name)]) for name in names]
-        stripes, colours = (np.concatenate(part) for part in zip(*rows, strict=True))
-        if cache is not None:
-            np.savez(cache, stripes=stripes.astype(np.float16), colours=colours.astype(np.float16))
-    index = {name: position for position, name in enumerate(names)}
+    stripes, colours = _features_of(data, names, network, cache)
+    rows_of = {name: [index + copy * len(names) for copy in range(1 + COPIES)] for index, name in enumerate(names)}
     captions: list[tuple[str, list[int], str]] = []
     human = _lines(data / "captions.jsonl")
-    captions += [(line["person"], [index[name] for name in line["images"] if name in index], line["caption"]) for line in human]
+    captions += [(line["person"], [row for name in line["images"] for row in rows_of.get(name, [])], line["caption"]) for line in human]
     for line in _lines(data / "captions_written.jsonl"):
         if not line["doubtful"]:
             captions += [(line["person"], [], text) for text in [*line["captions"], ", ".join(line["phrases"])]]
-    person, camera = np.array([name.split("/")[0] for name in names]), np.array([name.split("/")[1][0] for name in names])
-    return Data(person, camera, stripes, colours, captions, [True] * len(human) + [False] * (len(captions) - len(human)))
+    person = np.array([name.split("/")[0] for name in names] * (1 + COPIES))
+    camera = np.array([name.split("/")[1][0] for name in names] * (1 + COPIES))
+    is_human = [True] * len(human) + [False] * (len(captions) - len(human))
+    return Data(person, camera, np.arange(len(person)) < len(names), stripes, colours, captions, is_human)
+
+
+def _features_of(data: Path, names: Sequence[str], network: Path, cache: Path | None) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Stripes and colours of every crop, then of every altered copy, in the same order."""
+    if cache is not None and cache.is_file():
+        with np.load(cache) as file:
+            return file["stripes"], file["colours"]
+    features, random = LookFeatures(network), np.random.default_rng(0)
+    stripes, colours = [], []
+    for copy in range(1 + COPIES):
+        for name in names:
+            picture = _picture(data / "persons" / name)
+            made = features.of([altered(picture, random) if copy else picture])
+            stripes.append(made[0].astype(np.float16))
+            colours.append(made[1].astype(np.float16))
+    joined = np.concatenate(stripes), np.concatenate(colours)
+    if cache is not None:
+        np.savez(cache, stripes=joined[0], colours=joined[1])
+    return joined
+
+
+def altered(picture: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+    """As another camera and detector might have given it: other light and tint, a looser or tighter box, mirrored, less sharp."""
+    height, width = picture.shape[:2]
+    border = cv2.copyMakeBorder(picture, height // 8, height // 8, width // 6, width // 6, cv2.BORDER_REPLICATE)
+    top, bottom = random.integers(0, height // 6, 2)
+    left, right = random.integers(0, width // 4, 2)
+    shot: Any = border[top : len(border) - bottom, left : border.shape[1] - right]
+    if random.random() < 0.5:
+        shot = shot[:, ::-1]
+    if random.random() < 0.5:
+        shrink = random.uniform(0.35, 0.9)
+        small = cv2.resize(np.ascontiguousarray(shot), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        shot = cv2.resize(small, (shot.shape[1], shot.shape[0]), interpolation=cv2.INTER_LINEAR)
+    light = (np.asarray(shot, np.float32) / 255) ** random.uniform(0.75, 1.3) * random.uniform(0.85, 1.15)
+    tinted: NDArray[np.uint8] = np.clip(light * random.uniform(0.92, 1.08, 3) * 255, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(tinted)
 
 
 def _picture(path: Path) -> NDArray[np.uint8]:
@@ -100,12 +135,14 @@ class Features:
 
     @classmethod
     def of(cls, data: Data, is_used: NDArray[np.bool_]) -> Features:
-        rows = data.stripes[is_used][..., :MAP_CHANNELS].reshape(-1, MAP_CHANNELS)[::3]
+        rows = data.stripes[np.flatnonzero(is_used & data.is_original)[::2], :, :MAP_CHANNELS].reshape(-1, MAP_CHANNELS).astype(np.float32)
         mean = rows.mean(0)
         variance, vectors = np.linalg.eigh(np.cov((rows - mean).T))
         variance, vectors = variance[::-1][:COMPONENTS], vectors[:, ::-1][:, :COMPONENTS]
         basis = (vectors / np.sqrt(variance + 1e-2 * variance[0])).astype(np.float16).astype(np.float32)  # as it is shipped
-        raw = raw_features(data.stripes, data.colours, mean, basis)
+        pieces = [slice(start, start + 2048) for start in range(0, len(data.person), 2048)]  # all at once would fill the memory
+        parts = ((data.stripes[piece].astype(np.float32), data.colours[piece].astype(np.float32)) for piece in pieces)
+        raw = np.concatenate([raw_features(stripes, colours, mean, basis) for stripes, colours in parts])
         centre, spread = raw[is_used].mean(0), raw[is_used].std(0) + 1e-3
         return cls(torch.tensor((raw - centre) / spread), mean, basis, centre, spread)
 
@@ -346,7 +383,7 @@ class Pooled:
 def examine(data: Data, held_out: set[str], epochs: int, seed: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Train without the people ``held_out``, measure on them: figures, and the calibration that ships."""
     is_held_out = np.isin(data.person, sorted(held_out))
-    rows = np.flatnonzero(is_held_out)
+    rows = np.flatnonzero(is_held_out & data.is_original)
     features = Features.of(data, ~is_held_out)
     text, image, vocabulary = train_phrases(data, features, ~is_held_out, epochs, seed)
     queries = [caption for caption, human in zip(data.captions, data.is_human, strict=True) if human and caption[0] in held_out]
@@ -400,7 +437,7 @@ def _examine_heads(data: Data, features: Features, seed: int) -> tuple[dict[str,
     for fold in range(FOLDS):
         is_out = np.isin(data.person, people[fold::FOLDS])
         head, _ = train_heads(data, features, ~is_out, seed)
-        rows = np.flatnonzero(is_out)
+        rows = np.flatnonzero(is_out & data.is_original)
         with torch.no_grad():
             pooled = Pooled.of(data, rows, head(features.values[rows]).numpy())
         examined.append(pooled.values)

@@ -43,8 +43,8 @@ for _colour, _tone, _words in (
 
 # region and type of a garment, a carried thing or a person -> the words for it
 _THINGS = {
-    ("upper", "jacket"): "jacket windbreaker blazer fleece cardigan anorak bomber jackets",
-    ("upper", "coat"): "coat overcoat parka trenchcoat raincoat coats",
+    ("upper", "jacket"): "jacket windbreaker blazer fleece cardigan anorak bomber jackets cagoule",
+    ("upper", "coat"): "coat overcoat parka trenchcoat raincoat coats cloak",
     ("upper", "shirt"): "shirt shirts blouse button-up flannel tunic",
     ("upper", "t-shirt"): "tshirt tee polo undershirt jersey",
     ("upper", "sweater"): "sweater jumper pullover sweatshirt turtleneck knit",
@@ -52,7 +52,7 @@ _THINGS = {
     ("upper", "vest"): "vest waistcoat gilet tank-top singlet",
     ("upper", "top"): "top tops",
     ("whole", "dress"): "dress gown",
-    ("whole", "suit"): "suit tracksuit uniform overalls jumpsuit",
+    ("whole", "suit"): "suit tracksuit uniform overalls jumpsuit dungarees",
     ("whole", "clothes"): "clothes clothing outfit attire garments",
     ("lower", "trousers"): "trousers pants pant slacks chinos sweatpants khakis bottoms bottom legwear corduroys",
     ("lower", "jeans"): "jeans jean denims bluejeans",
@@ -72,7 +72,7 @@ _THINGS = {
     ("carrying", "umbrella"): "umbrella parasol",
     ("carrying", "phone"): "phone cellphone smartphone",
     ("carrying", "papers"): "papers paper folder book books notebook newspaper sheets documents",
-    ("wearing", "hat"): "hat cap beanie helmet hats",
+    ("wearing", "hat"): "hat cap beanie helmet hats beret bonnet fedora trilby",
     ("wearing", "glasses"): "glasses eyeglasses spectacles sunglasses glass",
     ("wearing", "scarf"): "scarf muffler shawl muffle",
     ("wearing", "gloves"): "gloves mittens",
@@ -424,7 +424,7 @@ def parse(text: str, synonyms: Callable[[str], str | None] | None = None) -> Des
         elif word.isalpha() and not _is_known(word) and word not in _STOPS and word not in _JOINS:
             taken = synonyms(word) if synonyms is not None and len(word) > 2 else None
             if taken is None:
-                unknown.append(word)
+                unknown += [word] if len(word) > 2 else []
                 continue
             replaced.append((word, taken))
             word = taken
