@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,9 @@ class FaissGallery:
         self._segments: dict[int, _Segment] = {}
         self._open = _segment(SegmentRecord(0, 1, LARGEST_ROW), Columns.none())
         self._damaged: dict[int, SegmentRecord] = {}
+        self._spaces: list[Space] = []
+        self._cameras: dict[str, int] = {}
+        self._zone_sets: dict[tuple[str, ...], int] = {}
         self._mark: int | None = None
         self._gone_to, self._sealed_to = 0, -1
         faiss.omp_set_num_threads(threads)
@@ -174,7 +177,7 @@ class FaissGallery:
             return written
 
     def _tidy(self) -> None:
-        """Seal a full open segment and rewrite segments that are a quarter superseded; on a full disk that waits, the tracklets are safe."""
+        """Seal a full open segment and rewrite segments that are a quarter superseded; on a full disk both wait."""
         try:
             self._follow()
             if len(self._open.columns) >= self._segment_size:
@@ -247,7 +250,7 @@ class FaissGallery:
         for segment in self._store.segments():
             for record in self._store.files(segment.segment_id):
                 path = self.folder / record.name
-                if not path.exists() or path.stat().st_size != record.bytes:
+                if not path.exists() or path.stat().st_size != record.size:
                     self._damaged[segment.segment_id] = segment
 
     def delete(self, tracklet_ids: Sequence[str]) -> list[CropReference]:
@@ -339,7 +342,7 @@ class FaissGallery:
                 logger.warning("damaged files stay: %s", error)
 
     def _space_of(self, embedding: Embedding) -> Space | None:
-        held = [s for s in self._store.spaces() if s.modality == embedding.modality and s.vectors]
+        held = [s for s in self._spaces if s.modality == embedding.modality and s.vectors]
         space = next((s for s in held if s.space == embedding.space), None)
         if space is None and held:
             raise SpaceMismatchError(", ".join(s.space for s in held), embedding.space)
@@ -349,7 +352,7 @@ class FaissGallery:
 
     def _nearest(self, query: NDArray[np.float32], space: Space, window: Filter, top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Rows and cosines, best first, of all segments."""
-        mask = _WindowMask(self._store, window)
+        mask = _WindowMask(self._cameras, self._zone_sets, window)
         found = _Best()
         rough: list[tuple[_Segment, _SpaceIndex, NDArray[Any], NDArray[Any]]] = []
         segments = [s for s in (*self._segments.values(), self._open) if s.from_ns <= window.to_ns and s.to_ns >= window.from_ns]
@@ -413,6 +416,7 @@ class FaissGallery:
                 gone = (self._store.end_of_gone(), np.zeros(0, np.int64))
             self._follow_segments(gone[1])
             self._follow_open(gone[1])
+            self._spaces, self._cameras, self._zone_sets = self._store.spaces(), self._store.cameras(), self._store.zone_sets()
             self._gone_to, self._mark = gone[0], mark
 
     def _follow_segments(self, gone: NDArray[np.int64]) -> None:
@@ -455,15 +459,14 @@ class FaissGallery:
 class _WindowMask:
     """A filter made ready: which rows of a segment pass."""
 
-    def __init__(self, store: SqliteStore, window: Filter) -> None:
+    def __init__(self, cameras: dict[str, int], zone_sets: dict[tuple[str, ...], int], window: Filter) -> None:
         self._window = window
         self._cameras = self._zones = None
         if window.cameras:
-            numbers = store.cameras()
-            self._cameras = _table(numbers.values(), [numbers[name] for name in window.cameras if name in numbers])
+            self._cameras = _table(cameras.values(), [cameras[name] for name in window.cameras if name in cameras])
         if window.zones:
-            sets, wanted = store.zone_sets(), set(window.zones)
-            self._zones = _table(sets.values(), [number for names, number in sets.items() if wanted & set(names)])
+            wanted = set(window.zones)
+            self._zones = _table(zone_sets.values(), [number for names, number in zone_sets.items() if wanted & set(names)])
 
     def of(self, segment: _Segment) -> NDArray[np.bool_] | None:
         """Rows that live and pass, (N,); None when the filter leaves the segment whole."""
@@ -588,6 +591,35 @@ def _read_checked(path: Path, record: FileRecord) -> Any:
     with path.open("rb") as file:
         while part := file.read(1 << 22):
             checksum, size = zlib.crc32(part, checksum), size + len(part)
-    if (checksum, size) != (record.checksum, record.bytes):
-        raise ValueError(f"{path.name} must have {record.bytes} bytes of CRC {record.checksum}, got {size} of {checksum}")
+    if (checksum, size) != (record.checksum, record.size):
+        raise ValueError(f"{path.name} must have {record.size} bytes of CRC {record.checksum}, got {size} of {checksum}")
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if record.kind == EXACT else 0)
+
+
+class BareIndex:
+    """FAISS alone over the same vectors, for the search bench: no database, no segments, no re-ranking."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def searcher(self, passes: NDArray[np.bool_], top_k: int) -> Callable[[NDArray[np.float32]], NDArray[np.int64]]:
+        """A function that gives the rows nearest to a probe among those that pass."""
+        if passes.all():
+            return lambda probe: np.asarray(self._index.search(probe[None], top_k)[1][0], np.int64)
+        bitmap = np.packbits(passes, bitorder="little")
+        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
+        count = min(top_k, int(np.count_nonzero(passes)))
+        return lambda probe: np.asarray(self._index.search(probe[None], count, params=parameters)[1][0], np.int64)
+
+
+def bare_index(kind: str, vectors: Vectors) -> BareIndex:
+    """A bare "flat" (float32), "float16" or "coarse" (RaBitQ) index of float16 vectors (N, D)."""
+    dimension = vectors.shape[1]
+    if kind == "float16":
+        return BareIndex(_exact_index(vectors, dimension))
+    if kind == "coarse":
+        return BareIndex(_coarse_index(vectors, dimension))
+    index = faiss.IndexFlatIP(dimension)
+    for start in range(0, len(vectors), CHUNK):
+        index.add(vectors[start : start + CHUNK].astype(np.float32))
+    return BareIndex(index)

@@ -168,7 +168,7 @@ class SegmentRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A derived file of a segment: the embedding space it serves, "exact" or "coarse", its name, length and CRC-32.
+    """A derived file of a segment: the embedding space it serves, "exact" or "coarse", its name, size in bytes and CRC-32.
 
     positions: int32 of the segment's columns, one per vector, as bytes; empty where every row has a vector.
     """
@@ -176,7 +176,7 @@ class FileRecord:
     space: int
     kind: str
     name: str
-    bytes: int
+    size: int
     checksum: int
     positions: bytes = b""
 
@@ -539,7 +539,7 @@ class SqliteStore:
 
     def add_files(self, segment_id: int, files: Iterable[FileRecord]) -> None:
         """Inside ``writing``."""
-        values = [(segment_id, f.space, f.kind, f.name, f.bytes, f.checksum, f.positions) for f in files]
+        values = [(segment_id, f.space, f.kind, f.name, f.size, f.checksum, f.positions) for f in files]
         self.connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def files(self, segment_id: int | None = None) -> list[FileRecord]:
