@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.embed import EmbedStage
 from pipeline.errors import SightlineError
 from pipeline.ports import Broker, Capture, Detector, MediaStore
+from pipeline.track.appearance import looks
+from pipeline.track.stage import Tracker, TrackUpdates
 from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Tracklet
 from services import wire
 from services.topics import COVERAGE, TRACKLETS
@@ -47,6 +50,33 @@ class CameraStages(Protocol):
     def process(self, frame: Frame, detections: Detections) -> list[Publication]: ...
 
     def finish(self) -> list[Publication]: ...
+
+
+class TrackAndEmbed:
+    """The two stages of a camera, one after the other."""
+
+    def __init__(self, tracker: Tracker, embed: EmbedStage) -> None:
+        self._tracker, self._embed = tracker, embed
+        self._last_ns = -1
+
+    def process(self, frame: Frame, detections: Detections) -> list[Publication]:
+        """Publications due after this frame; a frame whose time does not rise is left out."""
+        if frame.captured_at_ns <= self._last_ns:
+            return []
+        self._last_ns = frame.captured_at_ns
+        updates = self._tracker.update(frame.captured_at_ns, detections, looks(frame.bgr, detections.xyxy))
+        seen = [track.tracklet_id for track in updates.seen]
+        self._embed.observe(frame, seen, updates.xyxy, updates.confidence, updates.occlusion)
+        return self._publish(updates)
+
+    def finish(self) -> list[Publication]:
+        """The stream ended: every confirmed track closes."""
+        return self._publish(self._tracker.finish())
+
+    def _publish(self, updates: TrackUpdates) -> list[Publication]:
+        revisions = self._embed.revisions((*updates.open, *updates.closed), self._last_ns)
+        self._embed.forget(updates.forgotten)
+        return [Publication(revision.tracklet, revision.pictures) for revision in revisions]
 
 
 class Sink(Protocol):

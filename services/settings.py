@@ -46,8 +46,10 @@ class DetectSettings(Section):
     weights: Path | None = Field(None, description="Own weights file, for ultralytics models.")
     batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
-    minimum_confidence: float = Field(0.10, ge=0, le=1, description="Boxes below this calibrated confidence are not even tracked.")
-    tiles: Literal["auto", "off", "on"] = Field("auto", description="Cut large frames into tiles so that small people are found.")
+    minimum_confidence: float = Field(0.001, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")
+    tiles: Literal["off", "on"] = Field(
+        "off", description="Also look at 2 x 2 tiles of a frame: finds smaller people, takes 3 times as long."
+    )
     threads: int = Field(1, ge=1, le=64, description="Threads of one forward pass; more cameras gain more from more processes.")
 
 

@@ -20,15 +20,15 @@ from services.settings import Settings
 
 if TYPE_CHECKING:
     from models.registry import Registry
-
     from pipeline.archive import Footage
     from pipeline.search.stage import SearchStage
     from services.adapters.faiss_gallery import FaissGallery
+    from services.alert import AlertHandler
     from services.health import HealthServer
     from services.metrics import Metrics
 
 # What the base install needs; the rest is fetched when first used.
-BASE_WEIGHTS = ("nanodet", "mobilenetv2-imagenet", "blazeface-back", "mobilefacenet", "use-multilingual")
+BASE_WEIGHTS = ("nanodet", "mobilenetv2-imagenet", "blazeface", "faceres", "use-multilingual")
 
 
 # ------------------------------------------------------------------------------------------------ stores
@@ -192,7 +192,7 @@ def face_encoder(settings: Settings) -> FaceEncoder:
     from models.face import BlazeFaceEncoder
 
     registry = weight_registry(settings)
-    return BlazeFaceEncoder(registry.path("blazeface-back"), registry.path("mobilefacenet"))
+    return BlazeFaceEncoder(registry.path("blazeface"), registry.path("faceres"))
 
 
 @functools.cache
@@ -219,9 +219,10 @@ def looks_of(settings: Settings, picture: NDArray[np.uint8]) -> tuple[Embedding,
 def hear(settings: Settings, sound: Path) -> str:
     """The words spoken in a file."""
     from models.speech import WhisperRecogniser
+    from services.adapters.pyav_capture import read_sound as read_any_sound
     from services.sound import read_sound
 
-    samples, rate_hz = read_sound(sound)
+    samples, rate_hz = read_sound(sound, otherwise=read_any_sound)
     return WhisperRecogniser(weight_registry(settings).path("whisper-tiny-en")).transcribe(samples, rate_hz)
 
 
@@ -235,7 +236,6 @@ def search_stage(settings: Settings, gallery: Gallery) -> SearchStage:
 def calibration() -> Any:
     """Cosine to odds of every embedding space that was fitted."""
     from models.phrases import calibration as fitted
-
     from pipeline.calibration import Calibration
 
     return Calibration.default(fitted())
@@ -246,9 +246,8 @@ def calibration() -> Any:
 
 def stage_maker(settings: Settings) -> Callable[[Camera], TrackAndEmbed]:
     """Makes track and embed for a camera; encoders are shared, state is not."""
-    from pipeline.track.stage import Tracker, TrackerSettings
-
     from pipeline.embed import EmbedRules, EmbedStage
+    from pipeline.track.stage import Tracker, TrackerSettings
 
     body, appearance = body_encoder(settings), appearance_encoder(settings)
     face = face_encoder(settings) if settings.embed.faces else None
@@ -337,14 +336,20 @@ def _query_worker(settings: Settings, stop: threading.Event) -> Callable[[], Non
 
 
 def _alert_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
-    from pipeline.alert import AlertStage
-    from services.alert import AlertHandler, alert_worker
+    from services.alert import alert_worker
 
     def run() -> None:
-        with open_broker(settings) as broker, closing(AlertHandler(broker, AlertStage(text_encoder(settings), calibration()))) as handler:
+        with open_broker(settings) as broker, closing(_alert_handler(settings, broker)) as handler:
             alert_worker(broker, handler).run(stop)
 
     return run
+
+
+def _alert_handler(settings: Settings, broker: Broker) -> AlertHandler:
+    from pipeline.alert import AlertStage
+    from services.alert import AlertHandler
+
+    return AlertHandler(broker, AlertStage(text_encoder(settings), calibration()))
 
 
 def _archive_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:

@@ -28,7 +28,7 @@ def list_weights(context: typer.Context, json: Annotated[bool, typer.Option("--j
     """List the weights, where they come from and whether they are here."""
     from services.wiring import weight_registry
 
-    rows = weight_registry(context.obj.settings).list()
+    rows = weight_registry(context.obj.settings).statuses()
     if json:
         print_json([row.as_dict() for row in rows])
         return
