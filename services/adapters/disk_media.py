@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import BadInputError, NotFoundError, ReadOnlyStorageError, SightlineError, StorageFullError
@@ -34,15 +35,15 @@ class DiskMedia:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            if not isinstance(error, PermissionError):
-                temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise _translated(error, self.folder) from error
 
     def get(self, key: str) -> bytes:
         """Raises NotFoundError, BadInputError (key)."""
         try:
             return self._path(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"no crop {key!r} in {self.folder}: it was never stored, or its time was up") from None
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -67,6 +68,6 @@ def _translated(error: OSError, folder: Path) -> SightlineError | OSError:
         return StorageFullError(f"no space left for crops in {folder}: free some")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ReadOnlyStorageError(f"{folder} must be writable, got {error.strerror}: change its permissions or the data folder")
-    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR):
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return BadInputError(f"a media key must fit a file name beside the others, got {error.strerror}: {error.filename}")
     return error

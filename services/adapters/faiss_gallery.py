@@ -92,18 +92,21 @@ class FaissGallery:
         read_only: bool = False,
         segment_size: int = 131_072,
         coarse_from: int = 32_768,
+        coarse_dimension: int = 256,
         candidates: int = 2_000,
         threads: int = 1,
     ) -> None:
         """Opens or creates the index in ``folder``.
 
-        segment_size: rows of a segment; coarse_from: vectors from which a segment gets a coarse index; candidates: how many of them
+        segment_size: rows of a segment; coarse_from: vectors from which a segment gets a coarse index, and coarse_dimension: numbers a
+        vector must have for it (one bit each says too little of a short one, and an exact scan of those is quick); candidates: how many
         are ranked again exactly (more: better recall, slower); threads: of FAISS, in the whole process.
         Raises NotReadyError (another writer, naming its pid; read_only and no index there), ReadOnlyStorageError, NewerSchemaError.
         """
         self.folder = Path(folder)
         self._read_only = read_only
-        self._segment_size, self._coarse_from, self._candidates = segment_size, coarse_from, candidates
+        self._segment_size, self._candidates = segment_size, candidates
+        self._coarse_from, self._coarse_dimension = coarse_from, coarse_dimension
         self._lock = threading.RLock()
         self._writer_lock: int | None = None
         self._segments: dict[int, _Segment] = {}
@@ -229,7 +232,7 @@ class FaissGallery:
 
     def _write_files(self, segment_id: int, space: Space, vectors: Vectors, positions: bytes) -> list[FileRecord]:
         indexes = {EXACT: _exact_index(vectors, space.dimension)}
-        if len(vectors) >= self._coarse_from and space.dimension % 8 == 0:
+        if len(vectors) >= self._coarse_from and space.dimension >= self._coarse_dimension and space.dimension % 8 == 0:
             indexes[COARSE] = _coarse_index(vectors, space.dimension)
         files = []
         for kind, index in indexes.items():
