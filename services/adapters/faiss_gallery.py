@@ -260,20 +260,24 @@ class FaissGallery:
         """See Gallery.delete. Segments that held them are written anew, which takes seconds for a large one."""
         with self._lock:
             names = list(dict.fromkeys(tracklet_ids))
-            crops = [crop for tracklet in self._store.tracklets(names) for crop in tracklet.crops]
-            stored = [(row, name) for name, row, _ in self._store.rows_of(names)]
-            rows = np.asarray([row for row, _ in stored] + self._store.superseded_of(names), np.int64)
-            if not len(rows):
-                self._store.empty_journal()
-                return []
-            with self._store.writing() as connection:
-                self._store.remove(stored, keep_superseded=False)
-                # Until their files are written anew these rows count as superseded; a killed writer finds them there and goes on.
-                sealed_to = self._store.meta(SEALED_TO)
-                connection.executemany("INSERT OR REPLACE INTO superseded VALUES (?, '')", [(int(r),) for r in rows if r <= sealed_to])
-            self._mark = None
+            crops: list[CropReference] = []
+            for start in range(0, len(names), CHUNK):
+                crops += self._take_out(names[start : start + CHUNK])
             self._finish_deletions()
             return crops
+
+    def _take_out(self, names: Sequence[str]) -> list[CropReference]:
+        """Remove from the database; the segments' files still hold the vectors."""
+        crops = self._store.crops_of(names)
+        stored = [(row, name) for name, row, _ in self._store.rows_of(names)]
+        rows = [row for row, _ in stored] + self._store.superseded_of(names)
+        with self._store.writing() as connection:
+            self._store.remove(stored, keep_superseded=False)
+            # Until their files are written anew these rows count as superseded; a killed writer finds them there and goes on.
+            sealed_to = self._store.meta(SEALED_TO)
+            connection.executemany("INSERT OR REPLACE INTO superseded VALUES (?, '')", [(row,) for row in rows if row <= sealed_to])
+        self._mark = None
+        return crops
 
     def _finish_deletions(self) -> None:
         gone = np.asarray(self._store.superseded_of([""]), np.int64)

@@ -425,6 +425,13 @@ class SqliteStore:
             found = {record[1]: _tracklet(record, cameras, spaces, self._vectors_of(record[0])) for record in records}
         return [found[name] for name in tracklet_ids if name in found]
 
+    def crops_of(self, tracklet_ids: Sequence[str]) -> list[CropReference]:
+        """All crop references of these tracklets."""
+        with self.reading() as connection:
+            sql = "SELECT details FROM tracklets WHERE tracklet_id IN ({})"
+            found = [blob for part in _parts(tracklet_ids) for (blob,) in connection.execute(sql.format(_marks(part)), part)]
+        return [CropReference(*crop) for blob in found for crop in msgspec.msgpack.decode(blob, type=_Details).crops]
+
     def scan(self, window: Filter, page: int = 2000) -> Iterator[Tracklet]:
         """Tracklets of the window without boxes and vectors, by start time; read in pages, so that no view is held open."""
         after = (-(2**63), 0)
