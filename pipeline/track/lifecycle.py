@@ -45,6 +45,7 @@ class Track:
         self.motion = Motion(to_centre(box[None])[0], at_ns)
         self.look: Float32 | None = None
         self.hits = 0
+        self.doubles = 0  # sights in which it lay on somebody else
         self.confidence_sum = 0.0
         self.detection = -1
         self._at_ns: list[int] = []

@@ -33,14 +33,14 @@ class TrackerSettings:
     confirm_after_s: float = 0.8
     lost_after_s: float = 3.0
     confirm_hits: int = 3
-    sure: float = 0.35
-    unsure: float = 0.12
-    start: float = 0.4
-    person: float = 0.35
+    sure: float = 0.2
+    unsure: float = 0.03
+    start: float = 0.3
+    person: float = 0.5
     buffer: float = 0.25
     least_sure: float = 0.15
-    least_unsure: float = 0.35
-    look_weight: float = 0.3
+    least_unsure: float = 0.45
+    look_weight: float = 0.2
     least_look: float = 0.75
     smooth_s: float = 0.12
 
@@ -96,12 +96,16 @@ class Tracker:
         if appearance is not None and len(appearance) != len(detections):
             raise ValueError(f"appearance must be float32 ({len(detections)}, D), got {appearance.shape}")
         self._learn_step(at_ns)
-        frame = _Seen(at_ns, detections.xyxy, detections.confidence, hidden_shares(detections.xyxy), appearance)
+        # Faint boxes must not hide anybody: what counts as unseen is left out before coverings are taken.
+        rows = np.flatnonzero(detections.confidence >= self.settings.unsure)
+        held = detections.where(rows)
+        frame = _Seen(at_ns, held.xyxy, held.confidence, hidden_shares(held.xyxy), None if appearance is None else appearance[rows], rows)
         for track in self._tracks:
             track.miss()
         free = self._match_sure(frame)
         free = self._match_unsure(frame, free)
         self._start(frame, free)
+        self._notice_doubles(frame)
         confirmed, adopted = self._confirm(at_ns)
         closed, forgotten = self._retire(at_ns)
         return self._updates(frame, confirmed, closed, [*adopted, *forgotten])
@@ -219,6 +223,15 @@ class Tracker:
             held = np.concatenate([held, box[None]])
             order += 1
 
+    def _notice_doubles(self, frame: _Seen) -> None:
+        """Count for each tentative track the sights in which it shows a part of somebody confirmed."""
+        tentative = [track for track in self._tracks if track.state is State.TENTATIVE and track.detection >= 0]
+        held = np.asarray([frame.xyxy[each.detection] for each in self._tracks if each.state is State.CONFIRMED], np.float32).reshape(-1, 4)
+        if tentative and len(held):
+            seen = np.stack([frame.xyxy[track.detection] for track in tentative])
+            for track, doubled in zip(tentative, is_doubled(seen, held, 0.5, 0.8), strict=True):
+                track.doubles += int(doubled)
+
     def _confirm(self, at_ns: int) -> tuple[list[Track], list[str]]:
         """Confirm tracks seen for long enough; one that continues a lost track is joined to it instead. (confirmed, ids joined)."""
         confirmed: list[Track] = []
@@ -227,7 +240,7 @@ class Tracker:
             settings = self.settings
             if track.hits < settings.confirm_hits or track.seen_s() < settings.confirm_after_s:
                 continue
-            if track.mean_confidence < settings.person:
+            if track.mean_confidence < settings.person or track.doubles > 0.5 * track.hits:
                 continue
             earlier = self._continued_by(track)
             if earlier is not None:
@@ -278,7 +291,7 @@ class Tracker:
         rows = np.asarray([track.detection for track in seen], np.intp)
         return TrackUpdates(
             seen,
-            rows,
+            frame.rows[rows],
             frame.xyxy[rows],
             frame.confidence[rows],
             frame.occlusion[rows],
@@ -298,3 +311,4 @@ class _Seen:
     confidence: Float32
     occlusion: Float32
     looks: Float32 | None
+    rows: Rows  # of the detections given
