@@ -40,6 +40,7 @@ from services.adapters.sqlite_store import (
 EXACT, COARSE = "exact", "coarse"
 DATABASE = "index.sqlite"
 LARGEST_ROW = 2**54  # row << SPACE_BITS still fits SQLite's integer
+GATHERED = 256  # so few vectors are quicker fetched one by one than looked for in a scan
 CHUNK = 16_384  # vectors converted at a time while building
 
 Vectors = NDArray[np.float16]
@@ -525,10 +526,15 @@ def _exact_search(
     if passes is None and segment.dead == 0:
         similarities, at = index.exact.search(query[None], min(top_k, len(index.positions)))  # (1, K)
     else:
-        allowed = (segment.alive if passes is None else passes)[index.positions]  # (M,)
+        allowed = segment.alive if passes is None else passes  # (N,)
+        if len(index.positions) < len(allowed):  # not every row has a vector of this space
+            allowed = allowed[index.positions]  # (M,)
         count = int(np.count_nonzero(allowed))
         if count == 0:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if count <= GATHERED:
+            few = np.flatnonzero(allowed)
+            return segment.columns.rows[index.positions[few]], index.exact.reconstruct_batch(few) @ query
         bitmap = np.packbits(allowed, bitorder="little")
         parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
         similarities, at = index.exact.search(query[None], min(top_k, count), params=parameters)  # (1, K)
