@@ -59,5 +59,5 @@ def ask(settings: Settings, console: Console, request: SearchRequest, title: str
     """Search, show the ranking, give it back."""
     ranking = run_search(settings, request).ranking
     console.print(f"\n[bold]{title}[/bold]")
-    print(ranking_table(ranking, console.width))
+    print(ranking_table(ranking))
     return ranking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -139,7 +140,8 @@ def write_sheet(settings: Settings, path: Path, rankings: Sequence[tuple[str, Ra
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise BadInputError(f"a contact sheet must end in .jpg or .png, got {path.name!r}")
     page = contact_page(rankings, wiring.open_media(settings))
-    encoded, data = cv2.imencode(path.suffix.lower(), page, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    quality = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 88]
+    encoded, data = cv2.imencode(path.suffix.lower(), page, quality)
     if not encoded:
         raise BadInputError(f"contact sheet {path} could not be encoded")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,34 +151,29 @@ def write_sheet(settings: Settings, path: Path, rankings: Sequence[tuple[str, Ra
 def ranking_table(ranking: Ranking, width: int | None = None) -> str:
     """A ranking as text."""
     from services.cli.state import clock
+    from services.contact_sheet import coverage_in_words, score_in_words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("#", "right"), ("score", "right"), ("camera", "left"), ("UTC", "left"), ("tracklet", "left"), ("why", "left")):
-        table.add_column(name, justify=justify, no_wrap=name != "why", overflow="fold")  # type: ignore[arg-type]
+    for name in ("#", "score", "", "camera", "UTC", "tracklet"):
+        table.add_column(name, justify="right" if name in ("#", "score") else "left", no_wrap=True)
+    table.add_column("why", overflow="fold")
     for match in ranking.matches:
-        table.add_row(
-            str(match.rank), f"{match.score:.2f}", match.camera_id, clock(match.started_at_ns), match.tracklet_id, "; ".join(match.why)
+        facts = (
+            str(match.rank),
+            f"{match.score:.2f}",
+            score_in_words(match.score),
+            match.camera_id,
+            clock(match.started_at_ns),
+            match.tracklet_id,
         )
-    console = Console(width=width, highlight=False)
+        table.add_row(*facts, "; ".join(match.why))
+    console = Console(width=width or (None if sys.stdout.isatty() else 160), highlight=False)
     with console.capture() as captured:
         if ranking.matches:
             console.print(table)
         else:
             console.print("nobody found")
-        for line in coverage_lines(ranking):
-            console.print(line, style="dim")
+        console.print(coverage_in_words(ranking) + (", PARTIAL" if ranking.is_partial else ""), style="dim")
+        for note in ranking.coverage.notes:
+            console.print(f"note: {note}", style="dim")
     return captured.get().rstrip("\n")
-
-
-def coverage_lines(ranking: Ranking) -> list[str]:
-    """What the answer rests on, and what is missing, in a few lines."""
-    coverage = ranking.coverage
-    hours = sum(max(0, c.to_ns - c.from_ns) for c in coverage.cameras) / 3.6e12
-    missing_s = sum(c.gap_s for c in coverage.cameras)
-    cameras = len({c.camera_id for c in coverage.cameras})
-    lines = [
-        f"searched {coverage.tracklets} tracklets of {cameras} cameras, {hours:.2f} camera hours, {missing_s:.0f} s of them not seen; "
-        f"{ranking.elapsed_s:.2f} s{', PARTIAL' if ranking.is_partial else ''}"
-    ]
-    lines += [f"note: {note}" for note in coverage.notes]
-    return lines

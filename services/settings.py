@@ -18,7 +18,7 @@ from pipeline.errors import SettingsError
 from pipeline.types import Camera
 
 PREFIX = "SIGHTLINE_"
-RESERVED = {"SIGHTLINE_SETTINGS", "SIGHTLINE_CACHE", "SIGHTLINE_SHARED_DATA"}  # read elsewhere, not settings keys
+RESERVED = {"SIGHTLINE_SETTINGS", "SIGHTLINE_CACHE", "SIGHTLINE_SHARED_DATA", "SIGHTLINE_PURPOSE", "SIGHTLINE_KILLS"}  # read elsewhere
 
 
 class Section(BaseModel):
@@ -48,7 +48,7 @@ class DetectSettings(Section):
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
     minimum_confidence: float = Field(0.001, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")
     tiles: Literal["off", "on"] = Field(
-        "off", description="Also look at 2 x 2 tiles of a frame: finds smaller people, takes 3 times as long."
+        "off", description="Also look at 2 x 2 tiles: finds smaller people, takes 3 times as long."
     )
     threads: int = Field(1, ge=1, le=64, description="Threads of one forward pass; more cameras gain more from more processes.")
 

@@ -19,6 +19,7 @@ from services.ingest import IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
 
 if TYPE_CHECKING:
+    from models.body import MobileNetFeatures
     from models.registry import Registry
     from pipeline.archive import Footage
     from pipeline.search.stage import SearchStage
@@ -173,18 +174,28 @@ def make_detector(settings: Settings) -> Detector:
     )
 
 
+@functools.cache
+def _features(path: Path) -> MobileNetFeatures:
+    """One network for body vectors and phrases: a crop goes through it once."""
+    from models.body import MobileNetFeatures
+
+    return MobileNetFeatures(path)
+
+
 def body_encoder(settings: Settings) -> BodyEncoder:
     """Crops to body vectors."""
     from models.body import MobileNetBodyEncoder
 
-    return MobileNetBodyEncoder(weight_registry(settings).path("mobilenetv2-imagenet"))
+    path = weight_registry(settings).path("mobilenetv2-imagenet")
+    return MobileNetBodyEncoder(path, features=_features(path))
 
 
 def appearance_encoder(settings: Settings) -> AppearanceEncoder:
     """Crops to vectors that words can be compared with."""
     from models.phrases import PhraseEncoder
 
-    return PhraseEncoder(weight_registry(settings).path("mobilenetv2-imagenet"))
+    path = weight_registry(settings).path("mobilenetv2-imagenet")
+    return PhraseEncoder(path, features=_features(path))
 
 
 def face_encoder(settings: Settings) -> FaceEncoder:
