@@ -64,7 +64,9 @@ class TrackAndEmbed:
         if frame.captured_at_ns <= self._last_ns:
             return []
         self._last_ns = frame.captured_at_ns
-        updates = self._tracker.update(frame.captured_at_ns, detections, looks(frame.bgr, detections.xyxy))
+        # Boxes too faint to carry a track on would only seem to hide people, and cost their looks.
+        kept = detections.where(detections.confidence >= self._tracker.settings.unsure)
+        updates = self._tracker.update(frame.captured_at_ns, kept, looks(frame.bgr, kept.xyxy))
         seen = [track.tracklet_id for track in updates.seen]
         self._embed.observe(frame, seen, updates.xyxy, updates.confidence, updates.occlusion)
         return self._publish(updates)

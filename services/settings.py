@@ -46,7 +46,7 @@ class DetectSettings(Section):
     weights: Path | None = Field(None, description="Own weights file, for ultralytics models.")
     batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
-    minimum_confidence: float = Field(0.001, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")
+    minimum_confidence: float = Field(0.02, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")
     tiles: Literal["off", "on"] = Field(
         "off", description="Also look at 2 x 2 tiles: finds smaller people, takes 3 times as long."
     )

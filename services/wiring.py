@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, ReadOnlyStorageError, SettingsError, StorageFullError
+from pipeline.errors import BadInputError, MissingDependencyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import AppearanceEncoder, BodyEncoder, Broker, Capture, Detector, FaceEncoder, Gallery, MediaStore, TextEncoder
 from pipeline.types import BODY, TEXT, Camera, Embedding
 from services.ingest import IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
 
 if TYPE_CHECKING:
-    from models.body import MobileNetFeatures
     from models.registry import Registry
     from pipeline.archive import Footage
     from pipeline.search.stage import SearchStage
@@ -174,20 +173,12 @@ def make_detector(settings: Settings) -> Detector:
     )
 
 
-@functools.cache
-def _features(path: Path) -> MobileNetFeatures:
-    """One network for body vectors and phrases: a crop goes through it once."""
-    from models.body import MobileNetFeatures
-
-    return MobileNetFeatures(path)
-
-
 def body_encoder(settings: Settings) -> BodyEncoder:
     """Crops to body vectors."""
     from models.body import MobileNetBodyEncoder
 
     path = weight_registry(settings).path("mobilenetv2-imagenet")
-    return MobileNetBodyEncoder(path, features=_features(path))
+    return MobileNetBodyEncoder(path)
 
 
 def appearance_encoder(settings: Settings) -> AppearanceEncoder:
@@ -195,7 +186,7 @@ def appearance_encoder(settings: Settings) -> AppearanceEncoder:
     from models.phrases import PhraseEncoder
 
     path = weight_registry(settings).path("mobilenetv2-imagenet")
-    return PhraseEncoder(path, features=_features(path))
+    return PhraseEncoder(path)
 
 
 def face_encoder(settings: Settings) -> FaceEncoder:
@@ -406,7 +397,19 @@ def _ingest_worker(settings: Settings, stop: threading.Event) -> Callable[[], No
     return run
 
 
-# ---------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------- training and measuring
+
+
+def train_phrases(settings: Settings, data: Path, out: Path) -> None:
+    """`sightline train phrases`; raises MissingDependencyError without torch."""
+    try:
+        from models.training.phrases import main
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError("torch (it trains)", "torch") from None
+    network = weight_registry(settings).path("mobilenetv2-imagenet")
+    main(["--data", str(data), "--network", str(network), "--out", str(out)])
 
 
 def measure_tracking(settings: Settings, video: Path, ground_truth: Path, with_peers: bool) -> dict[str, Any]:
