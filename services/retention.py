@@ -14,11 +14,11 @@ DAY_NS = 86_400_000_000_000
 
 def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> int:
     """Remove tracklets and their crops for good; gives how many were there."""
-    from services import wiring
+    from services.wiring import open_broker, open_gallery
 
-    with wiring.open_gallery(settings) as gallery:
+    with open_gallery(settings) as gallery:
         known = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
-        with wiring.open_broker(settings) as broker:
+        with open_broker(settings) as broker:
             for tracklet_id in known:
                 audit.record(broker, "erase", tracklet_id, issued_by, purpose)
         _remove_crops(settings, gallery.delete(known))
@@ -27,21 +27,21 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
 
 def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
     """Remove everything that ended before ``before_ns`` (0: index.retention_days ago); gives how many tracklets went."""
-    from services import wiring
+    from services.wiring import open_broker, open_gallery
 
     if not before_ns:
         if not settings.index.retention_days:
             return 0
         before_ns = time.time_ns() - int(settings.index.retention_days * DAY_NS)
-    with wiring.open_gallery(settings) as gallery:
+    with open_gallery(settings) as gallery:
         held = gallery.statistics().tracklets
-        with wiring.open_broker(settings) as broker:
+        with open_broker(settings) as broker:
             audit.record(broker, "expire", str(before_ns), issued_by, "retention")
         _remove_crops(settings, gallery.expire(before_ns))
         return held - gallery.statistics().tracklets
 
 
 def _remove_crops(settings: Settings, crops: Sequence[CropReference]) -> None:
-    from services import wiring
+    from services.wiring import open_media
 
-    wiring.open_media(settings).delete([crop.key for crop in crops])
+    open_media(settings).delete([crop.key for crop in crops])

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from pipeline.capture import without_credentials
 from pipeline.errors import SettingsError
 from pipeline.types import Camera
 
@@ -65,7 +66,7 @@ class EmbedSettings(Section):
 
 
 class IndexSettings(Section):
-    segment_tracklets: int = Field(50_000, ge=100, le=5_000_000, description="Tracklets per sealed segment of the index.")
+    segment_tracklets: int = Field(131_072, ge=100, le=5_000_000, description="Tracklets per sealed segment of the index.")
     retention_days: float = Field(30.0, ge=0, description="Tracklets older than this are really removed; 0 = never.")
 
 
@@ -209,13 +210,5 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             value = getattr(section, key)
             shown = ("***" if value.get_secret_value() else "(none)") if isinstance(value, SecretStr) else str(value)
             rows.append((f"{section_name}.{key}", shown, field.description or ""))
-    rows.extend((f"cameras.{each.camera_id}", mask_credentials(each.uri), each.site) for each in settings.cameras)
+    rows.extend((f"cameras.{each.camera_id}", without_credentials(each.uri), each.site) for each in settings.cameras)
     return rows
-
-
-def mask_credentials(uri: str) -> str:
-    """``uri`` with user and password replaced, for logs and screens."""
-    scheme, mark, rest = uri.partition("://")
-    if mark and "@" in rest.split("/", 1)[0]:
-        return f"{scheme}://***@{rest.split('@', 1)[1]}"
-    return uri

@@ -27,7 +27,7 @@ def test_json_logs_are_one_object_a_line_with_the_extra_fields() -> None:
 def test_credentials_never_reach_the_log(form: str) -> None:
     stream = io.StringIO()
     set_up_logs("info", form, stream)
-    logging.getLogger("sightline.capture").info("refused rtsp://bob:tuna@10.0.0.1/a", extra={"uri": "rtsp://bob:tuna@h/b"})
+    logging.getLogger("sightline.capture").info("refused rtsp://bob:sea@tuna@192.0.2.1/a", extra={"uri": "rtsp://bob:tuna@h/b"})
     assert "tuna" not in stream.getvalue()
 
 

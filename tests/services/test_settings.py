@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError
-from services.settings import describe, load_settings, mask_credentials
+from services.settings import describe, load_settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -69,8 +69,3 @@ def test_a_wrong_secret_is_not_echoed_by_its_error(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_description(tmp_path: Path) -> None:
     assert [key for key, _, text in describe(load_settings(write(tmp_path, ""), {})) if not text] == []
-
-
-def test_credentials_are_masked_in_addresses() -> None:
-    assert mask_credentials("rtsp://me:secret@cam:554/a") == "rtsp://***@cam:554/a"
-    assert mask_credentials("rtsp://cam/a@b") == "rtsp://cam/a@b"
