@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.preprocess import open_session
-from pipeline.geometry import suppress
+from pipeline.geometry import areas, intersections, suppress
 from pipeline.ports import Face
 from pipeline.types import FACE, Embedding
 
@@ -25,7 +25,9 @@ LAYERS = ((16, 2), (32, 6))  # (stride, anchors a cell)
 VECTOR_SIDE = 224
 MEAN_BGR = np.asarray([103.9, 116.8, 123.7], np.float32)
 LEAST_CONFIDENCE = 0.5
+DOUBT = 0.3  # up to so much above the least confidence quality is lowered: hands and badges are found at .5 to .7, faces above .8
 MARGIN = 0.6  # the vectors tell people apart best when the crop shows the hair and chin too: AUC .95 at 0, .98 at .3, .994 at .6
+INSIDE = 0.5  # shared with a surer face, of the smaller one's area: the same face twice
 LEAST_SIDE_PX = 24.0  # below this the vector is confident nonsense
 LEAST_SHARPNESS = 25.0  # variance of the Laplacian at 64 x 64
 LEAST_QUALITY = 0.2
@@ -48,7 +50,7 @@ class BlazeFaceEncoder:
         found = []
         for box, six, sure in zip(boxes, points, confidence, strict=True):
             crop = square_crop(bgr, box, VECTOR_SIDE, MARGIN)
-            quality = face_quality(box, six, crop)
+            quality = face_quality(box, six, crop) * min(1.0, (float(sure) - LEAST_CONFIDENCE) / DOUBT)
             embedding = None
             if quality >= LEAST_QUALITY:
                 embedding = Embedding(FACE, self.space, self._vector(crop), quality)
@@ -74,7 +76,7 @@ class BlazeFaceEncoder:
             ]
         parts = [self._find(bgr[y1:y2, x1:x2], x1, y1) for x1, y1, x2, y2 in views]
         boxes, points, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
-        kept = suppress(boxes, confidence, 0.3)
+        kept = one_each(boxes, confidence)
         return boxes[kept], points[kept], confidence[kept]
 
     def _find(self, bgr: Pixels, left: int, top: int) -> tuple[Float32, Float32, Float32]:
@@ -101,6 +103,15 @@ class BlazeFaceEncoder:
             ((points * DETECT_SIDE - shift) / scale + origin).astype(np.float32),
             confidence[sure].astype(np.float32),
         )
+
+
+def one_each(boxes: Float32, confidence: Float32) -> NDArray[np.intp]:
+    """Indices of the faces kept, best first: the detector also answers with half a face inside the whole one, which IoU lets pass."""
+    kept = suppress(boxes, confidence, 0.3)
+    shared = intersections(boxes[kept], boxes[kept])  # (K, K)
+    smaller = np.minimum.outer(areas(boxes[kept]), areas(boxes[kept]))  # (K, K)
+    inside = np.tril(shared > INSIDE * smaller, -1)  # with a more confident one
+    return kept[~inside.any(axis=1)]
 
 
 def anchors() -> Float32:

