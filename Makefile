@@ -13,7 +13,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer: make test PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
@@ -22,6 +22,9 @@ $(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[test]'
+	@# trackers and trackeval bring opencv-python, which lays its files over those of the headless build and wants a display's libraries
+	@$(BIN)/python -m pip uninstall -q -y opencv-python
+	@$(BIN)/python -m pip install -q -c requirements.lock --force-reinstall --no-deps opencv-python-headless
 	@touch $@ $(VENV)/.base
 
 demo: $(VENV)/.base ## find a person in real video, without any server (VIDEO=clip.mp4 for your own)

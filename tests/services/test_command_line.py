@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
 from typer.testing import CliRunner
@@ -19,10 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 def commands() -> list[str]:
     """All commands that help shows, groups spelled out: "watch add"."""
-    root = typer.main.get_command(app)
-    assert isinstance(root, click.Group) or hasattr(root, "commands")
     found = []
-    for name, command in root.commands.items():
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         if command.hidden:
             continue
         below = getattr(command, "commands", None)
