@@ -26,6 +26,7 @@ from services.topics import COVERAGE, TRACKLETS
 
 log = logging.getLogger("sightline.footage")
 
+MOST_FAULTS = 5  # so often archive workers may end of themselves before it is no use to go on
 INDEX_WAIT_S = 120.0  # longest wait for the index to catch up after the last frame
 
 
@@ -41,6 +42,7 @@ class IngestReport:
     seconds: float
     stream_s: float
     failures: dict[str, str] = field(default_factory=dict)
+    may_pass: bool = False  # every failure is a camera that did not answer: trying again may help
 
     def as_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "frames_per_second": round(self.frames / max(self.seconds, 1e-9), 2)}
@@ -130,6 +132,7 @@ def run_captures(
         seconds=time.monotonic() - started,
         stream_s=(progress.last_at_ns - first_ns[0]) / 1e9 if first_ns else 0.0,
         failures=dict(progress.failures),
+        may_pass=bool(line.errors_of_cameras) and all(isinstance(error, NotReadyError) for error in line.errors_of_cameras),
     )
 
 
@@ -227,11 +230,13 @@ def archive_folder(
     *,
     workers: int,
     sampling_hz: float | None = None,
+    redo: bool = False,
     show: bool = False,
 ) -> dict[str, Any]:
     """Cut footage into jobs and have ``workers`` processes work them off; a process that dies is started again.
 
-    Files that are no footage are named in the report and the rest goes on. Raises NotFoundError when there is nothing to do.
+    What was worked off before is left out unless ``redo``. Files that are no footage are named in the report and the rest goes on.
+    Raises NotFoundError when there is nothing to do, RuntimeError when workers keep failing of themselves.
     """
     from services import wiring
     from services.supervisor import worker_command
@@ -241,19 +246,20 @@ def archive_folder(
     with ExitStack() as stack:
         broker = stack.enter_context(wiring.open_broker(settings))
         threads = stack.enter_context(beside(settings))
-        jobs = submit_archive(broker, [wiring.footage_of(camera) for camera in cameras], settings.archive.shard_s)
+        jobs = submit_archive(broker, [wiring.footage_of(camera) for camera in cameras], settings.archive.shard_s, redo)
         follower = stack.enter_context(ArchiveFollower(broker, jobs))
         follower.catch_up()
         command = worker_command("archive", settings, settings_file)
         processes = [] if follower.is_finished else [subprocess.Popen(command) for _ in range(max(1, workers))]
         stack.callback(_end_all, processes)
         advance = stack.enter_context(job_bar(len(jobs), show))
+        faults: list[int] = []
         while not follower.is_finished:
             follower.poll(0.3)
             advance(follower.done + follower.failed)
             if threads.errors:
                 raise threads.errors[0]
-            _replace_dead(processes, command)
+            _replace_dead(processes, command, faults)
         wait_for_index(broker, threads)
         uris = {job_key(job): f"{job.camera.uri} part {job.shard}" for job in jobs}
         failures = {uris[key]: error for key, error in follower.errors.items()}
@@ -270,14 +276,20 @@ def archive_folder(
     }
 
 
-def _replace_dead(processes: list[subprocess.Popen[bytes]], command: Sequence[str]) -> None:
+def _replace_dead(processes: list[subprocess.Popen[bytes]], command: Sequence[str], faults: list[int]) -> None:
+    """Start ended workers again; ``faults`` gathers the exit codes of those that nobody killed."""
     for place, process in enumerate(processes):
         code = process.poll()
+        if code is None:
+            continue
         if code == 2:
             raise SettingsError("an archive worker refused to start: see its message above")
-        if code is not None:
-            log.warning("archive worker ended, started again", extra={"pid": process.pid, "code": code})
-            processes[place] = subprocess.Popen(command)
+        if code > 0:
+            faults.append(code)
+        if len(faults) > MOST_FAULTS:
+            raise RuntimeError(f"archive workers ended by themselves {len(faults)} times (exit codes {faults}): see their messages above")
+        log.warning("archive worker ended, started again", extra={"pid": process.pid, "code": code})
+        processes[place] = subprocess.Popen(command)
 
 
 def _end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -35,7 +35,7 @@ def ingest(
     else:
         typer.echo(report.text())
     if report.failures:
-        raise typer.Exit(3)
+        raise typer.Exit(4 if report.may_pass else 3)
 
 
 def archive(
@@ -43,6 +43,7 @@ def archive(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) of footage.")],
     workers: Annotated[int | None, typer.Option(help="Processes that share the work.")] = None,
     sampling_hz: Annotated[float | None, typer.Option(help="Wished frames a second; 0 = all.")] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Also what was worked off before.")] = False,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Cut footage into jobs and work them off with several processes; a killed one is replaced by the others."""
@@ -55,6 +56,7 @@ def archive(
         folder,
         workers=workers or state.settings.archive.workers,
         sampling_hz=sampling_hz,
+        redo=redo,
         show=not json,
     )
     if json:
