@@ -92,11 +92,14 @@ class PhraseEncoder:
 class PhraseTextEncoder:
     """TextEncoder: a description to a vector of the PhraseEncoder's space."""
 
-    def __init__(self, sentences: SentenceEncoder | None = None, weights: Path = PHRASE_WEIGHTS) -> None:
-        """``sentences``: finds the known word nearest to an unknown one, in other languages too; None: such words are left out."""
+    def __init__(self, sentences: SentenceEncoder | None = None, weights: Path = PHRASE_WEIGHTS, cache: Path | None = None) -> None:
+        """sentences: finds the known word nearest to an unknown one, in other languages too; None: such words are left out.
+
+        cache: folder that keeps the lexicon's sentence vectors.
+        """
         arrays = read_weights(weights)
         self.space = str(arrays["space"])
-        self._synonyms = Synonyms(sentences) if sentences is not None else None
+        self._synonyms = Synonyms(sentences, cache=cache) if sentences is not None else None
         self._ids = {str(word): index for index, word in enumerate(arrays["words"])}
         self._term_ids = {term: index for index, term in enumerate(_terms(arrays["terms"]))}
         names = ("word_vectors", "convolution", "convolution_bias", "word_weight", "word_bias", "term_vectors")

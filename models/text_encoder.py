@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import struct
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -160,19 +163,42 @@ class _Network:
 class Synonyms:
     """For a word that is not known, the nearest word of the description lexicon, or None when none is near enough."""
 
-    def __init__(self, encoder: SentenceEncoder, at_least: float = 0.6, words: Sequence[str] | None = None) -> None:
-        """``at_least``: the cosine below which a word is left unknown; ``words``: instead of the description lexicon."""
+    def __init__(
+        self, encoder: SentenceEncoder, at_least: float = 0.6, words: Sequence[str] | None = None, cache: Path | None = None
+    ) -> None:
+        """at_least: the cosine below which a word is left unknown; words: instead of the description lexicon.
+
+        cache: folder that keeps the lexicon's vectors between processes (encoding them takes seconds).
+        """
         self._encoder = encoder
         self._at_least = at_least
         self._words = tuple(words or lexicon())
+        self._cache = cache
         self._vectors: Float32 | None = None
         self._found: dict[str, str | None] = {}
 
     def __call__(self, word: str) -> str | None:
         if self._vectors is None:
-            self._vectors = self._encoder.encode(self._words)  # (W, D)
+            self._vectors = self._of_lexicon()  # (W, D)
         if word not in self._found:
             similarity = self._vectors @ self._encoder.encode([word])[0]  # (W,)
             best = int(np.argmax(similarity))
             self._found[word] = self._words[best] if similarity[best] >= self._at_least else None
         return self._found[word]
+
+    def _of_lexicon(self) -> Float32:
+        """The lexicon's vectors, (W, D), from the cache where they are there and whole."""
+        if self._cache is None:
+            return self._encoder.encode(self._words)
+        key = hashlib.sha256("\n".join((self._encoder.space, *self._words)).encode()).hexdigest()[:16]
+        path = self._cache / f"lexicon-{key}.npy"
+        try:
+            kept: Float32 = np.load(path)
+        except (OSError, ValueError, EOFError):
+            kept = self._encoder.encode(self._words)
+            with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+                self._cache.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=self._cache, suffix=".npy", delete=False) as scratch:
+                    np.save(scratch, kept)
+                Path(scratch.name).replace(path)
+        return kept

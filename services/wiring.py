@@ -203,7 +203,7 @@ def _text_encoder(cache_folder: Path) -> TextEncoder:
     from models.registry import Registry
     from models.text_encoder import UniversalSentenceEncoder
 
-    return PhraseTextEncoder(UniversalSentenceEncoder(Registry(cache_folder).path("use-multilingual")))
+    return PhraseTextEncoder(UniversalSentenceEncoder(Registry(cache_folder).path("use-multilingual")), cache=cache_folder)
 
 
 def text_encoder(settings: Settings) -> TextEncoder:
