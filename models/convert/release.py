@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from models.convert.translate import shapes_of
 from pipeline.errors import UnreadableMediaError
 
 
@@ -14,15 +15,15 @@ def release(model: onnx.ModelProto, height_axis: int, width_axis: int) -> onnx.M
 
     Every size must stay a multiple of the network's largest stride. Raises UnreadableMediaError for a resize whose input has no known size.
     """
-    shapes = _shapes(onnx.shape_inference.infer_shapes(model))
+    shapes = shapes_of(model)
     graph = model.graph
     stored = {initializer.name: numpy_helper.to_array(initializer) for initializer in graph.initializer}
     for node in graph.node:
         if node.op_type == "Resize":
             before = shapes.get(node.input[0])
-            if before is None or len(before) != 4 or not all(before[2:]):
+            if before is None or len(before) != 4 or not all(before):
                 raise UnreadableMediaError(f"the size before {node.name or node.output[0]} must be known to free the model, got {before}")
-            after = stored[node.input[3]]  # (0, 0, height, width)
+            after = stored[node.input[3]]  # (batch, channels, height, width)
             scales = np.asarray([1.0, 1.0, after[2] / before[2], after[3] / before[3]], np.float32)
             name = f"{node.output[0]}_scales"
             graph.initializer.append(numpy_helper.from_array(scales, name))
@@ -40,11 +41,6 @@ def release(model: onnx.ModelProto, height_axis: int, width_axis: int) -> onnx.M
     _drop_unused(graph)
     del graph.value_info[:]
     return model
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    values = [*model.graph.value_info, *model.graph.input]
-    return {value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim] for value in values}
 
 
 def _free_input(value: onnx.ValueInfoProto, height_axis: int, width_axis: int) -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.convert.source_graph import Array, Node, SourceGraph, producer
 from pipeline.errors import UnreadableMediaError
 
-OPSET, IR_VERSION = 17, 9
+OPSET, IR_VERSION = 18, 9
 TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 SAME_NAMED = {"Relu", "Sigmoid", "Tanh", "Sqrt", "Exp", "Abs", "Neg", "Reciprocal", "Identity"}
 RENAMED = {"Add": "Add", "AddV2": "Add", "BiasAdd": "Add", "Sub": "Sub", "Mul": "Mul", "RealDiv": "Div", "Maximum": "Max", "Minimum": "Min"}
@@ -25,7 +25,32 @@ def translate(graph: SourceGraph) -> onnx.ModelProto:
     translator = Translator(graph)
     for node in graph.ordered():
         translator.add(node)
-    return translator.model()
+    model = translator.model()
+    _write_whole_sizes(model)
+    return model
+
+
+def shapes_of(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """The shapes that ONNX can infer, by value name; 0 for a length that is not known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = [*graph.value_info, *graph.input]
+    return {value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim] for value in values}
+
+
+def _write_whole_sizes(model: onnx.ModelProto) -> None:
+    """Resize targets of height and width alone become (batch, channels, height, width): onnxruntime moves transposes past a Resize and
+    forgets that its sizes were of two axes."""
+    shapes = shapes_of(model)
+    stored = {initializer.name: initializer for initializer in model.graph.initializer}
+    for node in model.graph.node:
+        before = shapes.get(node.input[0], [])
+        if node.op_type == "Resize" and len(before) == 4 and all(before[:2]):
+            height, width = numpy_helper.to_array(stored[node.input[3]])
+            sizes = np.asarray([*before[:2], height, width], np.int64)
+            stored[node.input[3]].CopyFrom(numpy_helper.from_array(sizes, node.input[3]))
+            kept = [attribute for attribute in node.attribute if attribute.name != "axes"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 class Translator:
@@ -192,11 +217,8 @@ class Translator:
     def _reduce(self, node: Node) -> str:
         axes, x = self.integers(node.inputs[1]), self.name(node.inputs[0])
         keep = int(bool(node.attributes.get("keep_dims")))
-        made: str
-        if node.op == "Sum":
-            made = self.op("ReduceSum", [x, self.stored(np.asarray(axes, np.int64))], keepdims=keep)
-        else:
-            made = self.op("ReduceMean", [x], axes=axes, keepdims=keep)
+        kind = "ReduceSum" if node.op == "Sum" else "ReduceMean"
+        made: str = self.op(kind, [x, self.stored(np.asarray(axes, np.int64))], keepdims=keep)
         return made
 
     def _pad(self, node: Node) -> str:
@@ -225,8 +247,8 @@ class Translator:
         else:
             grid = "half_pixel" if node.attributes.get("half_pixel_centers") else "asymmetric"
         height, width = self.integers(node.inputs[1])
-        whole = self.stored(np.asarray([0, 0, height, width], np.int64))  # the first two are set by release.py
-        return self.nhwc(self.op("Resize", [x, "", "", whole], mode="linear", coordinate_transformation_mode=grid))
+        inner = self.stored(np.asarray([height, width], np.int64))
+        return self.nhwc(self.op("Resize", [x, "", "", inner], axes=[2, 3], mode="linear", coordinate_transformation_mode=grid))
 
 
 def _padding(node: Node, kernel: Sequence[int], dilations: Sequence[int]) -> dict[str, Any]:
