@@ -7,15 +7,25 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.ports import Capture, Detector
 from pipeline.types import Camera, CameraCoverage, Frame, Sound
+from services.ingest import CameraStages
 from services.settings import Settings
 
 MEMORY_SAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The loaded networks, shared by every round."""
+
+    detector: Detector
+    make_stages: Callable[[Camera], CameraStages]
 
 
 class RepeatedCapture:
@@ -76,14 +86,16 @@ def bench_ingest(settings: Settings, video: Path | None, *, frames: int = 200, r
     detector = wiring.make_detector(settings)
     camera = Camera("bench", str(clip))
     kept = list(LimitedCapture(wiring.open_camera(settings, camera), frames).frames())
-    detector.detect(kept[: settings.detect.batch_size])  # warm
+    parts = Parts(detector, wiring.stage_maker(settings))
+    with tempfile.TemporaryDirectory() as folder:  # warm: networks are loaded once, in every row alike
+        _line_rate(_in_folder(settings, Path(folder)), camera, parts, min(len(kept), 30))
     rates: dict[str, list[float]] = {"decode": [], "forward": [], "detector": [], "line": []}
     for _ in range(rounds):
         rates["decode"].append(_decode_rate(settings, camera, frames))
         rates["forward"].append(_forward_rate(detector, kept, settings.detect.batch_size))
         rates["detector"].append(_detector_rate(detector, kept, settings.detect.batch_size))
         with tempfile.TemporaryDirectory() as folder:
-            rates["line"].append(_line_rate(_in_folder(settings, Path(folder)), camera, detector, len(kept)))
+            rates["line"].append(_line_rate(_in_folder(settings, Path(folder)), camera, parts, len(kept)))
     result: dict[str, Any] = {
         "clip": clip.name,
         "frames": len(kept),
@@ -95,7 +107,7 @@ def bench_ingest(settings: Settings, video: Path | None, *, frames: int = 200, r
     }
     if memory_frames:
         with tempfile.TemporaryDirectory() as folder:
-            result["memory"] = _memory(_in_folder(settings, Path(folder)), kept, detector, memory_frames)
+            result["memory"] = _memory(_in_folder(settings, Path(folder)), kept, parts, memory_frames)
     return result
 
 
@@ -136,15 +148,16 @@ def _forward_rate(detector: Detector, frames: list[Frame], batch: int) -> float:
     return done / (time.perf_counter() - started)
 
 
-def _line_rate(settings: Settings, camera: Camera, detector: Detector, frames: int) -> float:
+def _line_rate(settings: Settings, camera: Camera, parts: Parts, frames: int) -> float:
     from services import footage, wiring
 
     started = time.perf_counter()
-    report = footage.run_captures(settings, [LimitedCapture(wiring.open_camera(settings, camera), frames)], detector=detector)
+    capture = LimitedCapture(wiring.open_camera(settings, camera), frames)
+    report = footage.run_captures(settings, [capture], detector=parts.detector, make_stages=parts.make_stages)
     return report.frames / (time.perf_counter() - started)
 
 
-def _memory(settings: Settings, frames: list[Frame], detector: Detector, count: int) -> dict[str, Any]:
+def _memory(settings: Settings, frames: list[Frame], parts: Parts, count: int) -> dict[str, Any]:
     """Resident memory along ``count`` frames of the whole line, and its growth from the first tenth to the end."""
     from services import footage
 
@@ -155,7 +168,8 @@ def _memory(settings: Settings, frames: list[Frame], detector: Detector, count: 
         if done % every == 0:
             samples.append((done, resident_mb()))
 
-    report = footage.run_captures(settings, [RepeatedCapture(frames, count)], detector=detector, on_frame=note)
+    capture = RepeatedCapture(frames, count)
+    report = footage.run_captures(settings, [capture], detector=parts.detector, make_stages=parts.make_stages, on_frame=note)
     settled = [mb for done, mb in samples if done >= count // 10]
     return {
         "frames": report.frames,

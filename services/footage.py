@@ -20,6 +20,7 @@ from pipeline.errors import NotReadyError, SettingsError
 from pipeline.ports import Broker, Capture, Detector
 from pipeline.types import Camera
 from services.archive import ArchiveFollower, submit_archive
+from services.ingest import CameraStages
 from services.ingest import Progress as LineProgress
 from services.settings import Settings
 from services.topics import COVERAGE, TRACKLETS
@@ -96,6 +97,7 @@ def run_captures(
     captures: Sequence[Capture],
     *,
     detector: Detector | None = None,
+    make_stages: Callable[[Camera], CameraStages] | None = None,
     on_frame: Callable[[int], None] | None = None,
     stop: threading.Event | None = None,
 ) -> IngestReport:
@@ -116,7 +118,7 @@ def run_captures(
             on_frame(progress.frames)
 
     with wiring.open_broker(settings) as broker, beside(settings) as workers:
-        line = wiring.make_line(settings, captures, broker, detector=detector, on_progress=note)
+        line = wiring.make_line(settings, captures, broker, detector=detector, make_stages=make_stages, on_progress=note)
         stopper = _stop_with(line.stop, stop)
         try:
             progress = line.run()

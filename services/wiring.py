@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadInputError, MissingDependencyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import AppearanceEncoder, BodyEncoder, Broker, Capture, Detector, FaceEncoder, Gallery, MediaStore, TextEncoder
 from pipeline.types import BODY, TEXT, Camera, Embedding
-from services.ingest import IngestLine, Progress, TopicSink, TrackAndEmbed
+from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def make_line(
     broker: Broker,
     *,
     detector: Detector | None = None,
+    make_stages: Callable[[Camera], CameraStages] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     metrics: Metrics | None = None,
 ) -> IngestLine:
@@ -277,7 +278,7 @@ def make_line(
     return IngestLine(
         captures,
         detector or make_detector(settings),
-        stage_maker(settings),
+        make_stages or stage_maker(settings),
         TopicSink(broker, open_media(settings), to_jpeg, metrics),
         batch_size=settings.detect.batch_size,
         batch_wait_s=settings.detect.batch_wait_s,
