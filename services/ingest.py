@@ -304,6 +304,8 @@ class IngestLine:
         self._publish(self._stages[frame.camera_id].process(frame, detections))
         self.progress.frames += 1
         self.progress.detections += len(detections)
+        if self._metrics is not None:
+            self._metrics.detections.labels(camera=frame.camera_id).inc(len(detections))
         self.progress.last_at_ns = frame.captured_at_ns
         if self._on_progress:
             self._on_progress(self.progress)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pipeline.types import CameraCoverage
+from pipeline.types import Alert, CameraCoverage, Query, Ranking
 
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FORWARD_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
@@ -46,6 +47,51 @@ class Metrics:
         self.alerts = Counter("sightline_alert_alerts", "Alerts raised.", ["camera"], registry=on)
         self.dead_letters = Counter("sightline_worker_dead_letters", "Messages put aside as bad input.", ["worker", "topic"], registry=on)
         self.lag = Gauge("sightline_worker_lag_messages", "Messages a worker has still to read.", ["worker"], registry=on)
+        self.messages = Counter("sightline_worker_messages", "Messages worked off and committed.", ["worker"], registry=on)
+        self.outputs = Counter("sightline_worker_outputs", "Messages made of them.", ["worker"], registry=on)
+        self.retries = Counter("sightline_worker_retries", "Times the world was not ready, by error.", ["worker", "error"], registry=on)
+        self.batch_seconds = Histogram(
+            "sightline_worker_batch_seconds", "One batch, from messages to commit.", ["worker"], buckets=QUERY_SECONDS, registry=on
+        )
+        self.workers_up = Gauge("sightline_up_workers", "Whether a worker process runs.", ["worker"], registry=on)
+        self.restarts = Counter("sightline_up_restarts", "Worker processes started again.", ["worker"], registry=on)
+
+    # what services/worker.py tells of its loop
+
+    def handled(self, worker: str, messages: int, outputs: int, seconds: float) -> None:
+        """A batch was worked off and committed."""
+        self.messages.labels(worker).inc(messages)
+        self.outputs.labels(worker).inc(outputs)
+        self.batch_seconds.labels(worker).observe(seconds)
+
+    def dead_lettered(self, worker: str, topic: str, error: BaseException) -> None:
+        """A message was put aside as bad input."""
+        self.dead_letters.labels(worker, topic).inc()
+
+    def retried(self, worker: str, error: BaseException) -> None:
+        """The world was not ready."""
+        self.retries.labels(worker, type(error).__name__).inc()
+
+    def lagged(self, worker: str, messages: int) -> None:
+        """So many messages are still to be read."""
+        self.lag.labels(worker).set(messages)
+
+    # what the stages tell
+
+    def indexed(self, ended_at_ns: Sequence[int], now_ns: int) -> None:
+        """Tracklet revisions can be searched now; ``ended_at_ns``: UTC of the last frame of each."""
+        self.index_upserts.inc(len(ended_at_ns))
+        for at_ns in ended_at_ns:
+            self.index_delay_seconds.observe(max(0.0, (now_ns - at_ns) / 1e9))
+
+    def alerted(self, alert: Alert) -> None:
+        """An alert was raised."""
+        self.alerts.labels(alert.camera_id).inc()
+
+    def answered(self, query: Query, ranking: Ranking, seconds: float) -> None:
+        """A query was answered."""
+        for kind in sorted({probe.kind for probe in query.probes}):
+            self.query_seconds.labels(kind).observe(seconds)
 
     def observe_coverage(self, coverage: CameraCoverage) -> None:
         """Raise the capture counters to what ``coverage`` counts; the same account may be told any number of times."""

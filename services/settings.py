@@ -48,9 +48,7 @@ class DetectSettings(Section):
     batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
     minimum_confidence: float = Field(0.02, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")
-    tiles: Literal["off", "on"] = Field(
-        "off", description="Also look at 2 x 2 tiles: finds smaller people, takes 3 times as long."
-    )
+    tiles: Literal["off", "on"] = Field("off", description="Also look at 2 x 2 tiles: finds smaller people, takes 3 times as long.")
     threads: int = Field(1, ge=1, le=64, description="Threads of one forward pass; more cameras gain more from more processes.")
 
 
@@ -91,7 +89,9 @@ class BrokerSettings(Section):
 
 class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address of /metrics, /live and /ready.")
-    port: int = Field(9640, ge=0, le=65535, description="Port of /metrics, /live and /ready; 0 = any free one.")
+    port: int = Field(
+        9640, ge=0, le=65535, description="Port of /metrics, /live and /ready of `up`; the next four: index, query, alert, ingest; 0 = any."
+    )
 
 
 class LogSettings(Section):

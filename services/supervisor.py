@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import SettingsError
+from services.metrics import Metrics
 from services.settings import Settings
 
 log = logging.getLogger("sightline.up")
@@ -32,8 +33,14 @@ class _Child:
     started_at: float = 0.0
     wait_s: float = RESTART_FIRST_S
     start_at: float = 0.0
-    restarts: int = 0
-    fatal: bool = field(default=False)
+    fatal: bool = False
+    done: bool = False  # it had an end and came to it: footage played as a camera
+
+    def state(self) -> bool | str:
+        """True when it works or has done its work; else why not."""
+        if self.done or (self.process is not None and self.process.poll() is None):
+            return True
+        return f"not running, starts again in {max(0.0, self.start_at - time.monotonic()):.1f} s"
 
 
 class Supervisor:
@@ -48,6 +55,7 @@ class Supervisor:
         self._file = settings_file
         self._children = [_Child(name) for name in WORKERS]
         self._stop = threading.Event()
+        self._metrics = Metrics()
 
     def run(self, for_s: float = 0.0) -> None:
         """Work until stopped; raises SettingsError when a worker refuses its settings (starting it again would not help)."""
@@ -56,13 +64,14 @@ class Supervisor:
         ends_at = time.monotonic() + for_s if for_s else float("inf")
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        server = health_server(self._settings, {child.name: self._check(child) for child in self._children})
+        server = health_server(self._settings, {child.name: child.state for child in self._children}, self._metrics)
         with server:
             log.info("up", extra={"port": server.port, "cameras": len(self._settings.cameras)})
             try:
                 while not self._stop.wait(0.2) and time.monotonic() < ends_at:
                     for child in self._children:
                         self._tend(child)
+                        self._metrics.workers_up.labels(child.name).set(child.process is not None)
                     if any(child.fatal for child in self._children):
                         break
             finally:
@@ -77,24 +86,26 @@ class Supervisor:
     def _tend(self, child: _Child) -> None:
         now = time.monotonic()
         if child.process is None:
-            if now >= child.start_at:
-                child.process = subprocess.Popen(worker_command(child.name, self._settings, self._file))
+            if now >= child.start_at and not child.done:
+                command = worker_command(child.name, self._settings, self._file)
+                child.process = subprocess.Popen([*command, "--port", str(worker_port(child.name, self._settings))])
                 child.started_at = now
             return
         code = child.process.poll()
         if code is None:
             return
         child.process = None
+        if code == 0 and child.name == "ingest":
+            child.done = True
+            log.info("all cameras came to their end", extra={"worker": child.name})
+            return
         child.fatal = code == 2
         if now - child.started_at > STEADY_S:
             child.wait_s = RESTART_FIRST_S
         child.start_at = now + child.wait_s
         child.wait_s = min(child.wait_s * 2, RESTART_MOST_S)
-        child.restarts += 1
+        self._metrics.restarts.labels(child.name).inc()
         log.warning("worker ended", extra={"worker": child.name, "code": code, "again_in_s": round(child.start_at - now, 1)})
-
-    def _check(self, child: _Child):  # type: ignore[no-untyped-def]
-        return lambda: child.process is not None and child.process.poll() is None
 
     def _stop_all(self) -> None:
         running = [child.process for child in self._children if child.process is not None and child.process.poll() is None]
@@ -118,9 +129,14 @@ def worker_command(name: str, settings: Settings, file: Path | None) -> list[str
     return [*command, "--data", str(settings.storage.data_folder), "worker", name]
 
 
-def run_worker(name: str, settings: Settings) -> None:
-    """One worker in this process until SIGTERM or SIGINT; the last batch is kept."""
-    from services.wiring import make_worker
+def worker_port(name: str, settings: Settings) -> int:
+    """Where a worker of `sightline up` serves its own /metrics: server.port + 1 and on, in the order of WORKERS; 0 (any) stays 0."""
+    return settings.server.port and settings.server.port + 1 + WORKERS.index(name)
+
+
+def run_worker(name: str, settings: Settings, port: int | None = None) -> None:
+    """One worker in this process until SIGTERM or SIGINT; the last batch is kept. With ``port`` it serves /metrics, /live and /ready."""
+    from services.wiring import health_server, make_worker
 
     stop = threading.Event()
 
@@ -129,4 +145,12 @@ def run_worker(name: str, settings: Settings) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    make_worker(name, settings, stop)()
+    metrics = Metrics()
+    work = make_worker(name, settings, stop, metrics)
+    if port is None:
+        work()
+        return
+    served = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
+    with health_server(served, {}, metrics) as server:
+        log.info("worker up", extra={"worker": name, "port": server.port})
+        work()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from services.alert import AlertHandler
     from services.health import HealthServer
     from services.metrics import Metrics
+
+log = logging.getLogger("sightline.wiring")
 
 # What the base install needs; the rest is fetched when first used.
 BASE_WEIGHTS = ("nanodet", "mobilenetv2-imagenet", "blazeface", "faceres", "use-multilingual")
@@ -291,20 +294,19 @@ def make_line(
 # ---------------------------------------------------------------------------------------------- workers
 
 
-def health_server(settings: Settings, checks: Mapping[str, Callable[[], bool]], metrics: Metrics | None = None) -> HealthServer:
-    """/metrics, /live and /ready of this machine."""
+def health_server(settings: Settings, checks: Mapping[str, Callable[[], bool | str]], metrics: Metrics) -> HealthServer:
+    """/metrics, /live and /ready of one process, at server.host and server.port."""
     from services.health import HealthServer
-    from services.metrics import Metrics
 
-    server = HealthServer((metrics or Metrics()).render, settings.server.host, settings.server.port)
+    server = HealthServer(metrics.render, settings.server.host, settings.server.port)
     for name, check in checks.items():
         server.register(name, check)
     return server
 
 
-def make_worker(name: str, settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def make_worker(name: str, settings: Settings, stop: threading.Event, metrics: Metrics | None = None) -> Callable[[], None]:
     """A worker ready to run until ``stop``. Raises SettingsError for a name that is none, NotReadyError when another holds its place."""
-    makers: dict[str, Callable[[Settings, threading.Event], Callable[[], None]]] = {
+    makers: dict[str, Callable[[Settings, threading.Event, Metrics | None], Callable[[], None]]] = {
         "index": _index_worker,
         "query": _query_worker,
         "alert": _alert_worker,
@@ -313,49 +315,50 @@ def make_worker(name: str, settings: Settings, stop: threading.Event) -> Callabl
     }
     if name not in makers:
         raise SettingsError(f"a worker must be one of {', '.join(makers)}, got {name!r}")
-    return makers[name](settings, stop)
+    return makers[name](settings, stop, metrics)
 
 
-def _index_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     from services.index import index_worker
 
     gallery = make_gallery(settings)  # takes the writer's lock now, so that the caller knows
 
     def run() -> None:
         with closing(gallery), open_broker(settings) as broker:
-            index_worker(broker, gallery).run(stop)
+            index_worker(broker, gallery, observer=metrics, on_indexed=metrics.indexed if metrics else None).run(stop)
 
     return run
 
 
-def _query_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     from services.query import QueryHandler, query_worker
 
     def run() -> None:
         with open_gallery(settings, read_only=True) as gallery, open_broker(settings) as broker:
-            query_worker(broker, QueryHandler(search_stage(settings, gallery))).run(stop)
+            handler = QueryHandler(search_stage(settings, gallery), on_answer=metrics.answered if metrics else None)
+            query_worker(broker, handler, observer=metrics).run(stop)
 
     return run
 
 
-def _alert_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def _alert_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     from services.alert import alert_worker
 
     def run() -> None:
-        with open_broker(settings) as broker, closing(_alert_handler(settings, broker)) as handler:
-            alert_worker(broker, handler).run(stop)
+        with open_broker(settings) as broker, closing(_alert_handler(settings, broker, metrics)) as handler:
+            alert_worker(broker, handler, observer=metrics).run(stop)
 
     return run
 
 
-def _alert_handler(settings: Settings, broker: Broker) -> AlertHandler:
+def _alert_handler(settings: Settings, broker: Broker, metrics: Metrics | None) -> AlertHandler:
     from pipeline.alert import AlertStage
     from services.alert import AlertHandler
 
-    return AlertHandler(broker, AlertStage(text_encoder(settings), calibration()))
+    return AlertHandler(broker, AlertStage(text_encoder(settings), calibration()), on_alert=metrics.alerted if metrics else None)
 
 
-def _archive_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     from services.archive import archive_worker
     from services.crops import to_jpeg
     from services.ingest import JobRunner
@@ -371,16 +374,16 @@ def _archive_worker(settings: Settings, stop: threading.Event) -> Callable[[], N
             batch_size=settings.detect.batch_size,
         )
         with open_broker(settings) as broker:
-            archive_worker(broker, runner).run(stop)
+            archive_worker(broker, runner, observer=metrics).run(stop)
 
     return run
 
 
-def _ingest_worker(settings: Settings, stop: threading.Event) -> Callable[[], None]:
+def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     def run() -> None:
-        captures = [open_camera(settings, camera) for camera in settings.camera_list()]
+        captures = _open_all(settings)
         with open_broker(settings) as broker:
-            line = make_line(settings, captures, broker)
+            line = make_line(settings, captures, broker, metrics=metrics)
             done = threading.Event()
 
             def wait_for_stop() -> None:
@@ -394,8 +397,25 @@ def _ingest_worker(settings: Settings, stop: threading.Event) -> Callable[[], No
                 line.run()
             finally:
                 done.set()
+            if line.errors_of_cameras and not stop.is_set():
+                raise line.errors_of_cameras[0]  # whoever started us starts us again: the cameras may be back
 
     return run
+
+
+def _open_all(settings: Settings) -> list[Capture]:
+    """The captures of the settings file; a camera that can never work holds the others up only where it is the only one."""
+    captures: list[Capture] = []
+    refused: list[BadInputError] = []
+    for camera in settings.camera_list():
+        try:
+            captures.append(open_camera(settings, camera))
+        except BadInputError as error:
+            refused.append(error)
+            log.error("camera left out", extra={"camera": camera.camera_id, "reason": str(error)})
+    if not captures and refused:
+        raise refused[0]
+    return captures
 
 
 # ---------------------------------------------------------------------------------- training and measuring

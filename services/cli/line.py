@@ -84,9 +84,10 @@ def up(
 def worker(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="ingest, index, query, alert or archive.")],
+    port: Annotated[int | None, typer.Option(help="Serve /metrics, /live and /ready here; 0 = any free one.")] = None,
 ) -> None:
     """Run one worker in the foreground until SIGTERM."""
     from services.supervisor import run_worker
 
     state: State = context.obj
-    run_worker(name, state.settings)
+    run_worker(name, state.settings, port)
