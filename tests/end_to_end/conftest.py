@@ -94,7 +94,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
 
 
 @pytest.fixture(scope="session")
-def weights() -> None:
+def base_weights() -> None:
     """The base weights in the cache; skips where they are not there and cannot be fetched."""
     try:
         fetch_base_weights(load_settings(environment=os.environ), lambda text: None)
@@ -146,7 +146,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def grey_data(grey: Path, weights: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grey_data(grey: Path, base_weights: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that has seen ``grey``; to be copied."""
     line = Line(tmp_path_factory.mktemp("grey"))
     line.json("ingest", grey)
@@ -154,7 +154,7 @@ def grey_data(grey: Path, weights: None, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def people_data(people: Path, weights: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def people_data(people: Path, base_weights: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that has seen ``people``; to be copied."""
     line = Line(tmp_path_factory.mktemp("people"))
     assert line.json("ingest", people)["tracklets"] >= 3

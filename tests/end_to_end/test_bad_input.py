@@ -23,7 +23,7 @@ import pytest
 from pipeline.types import Embedding, Filter
 from services.adapters.faiss_gallery import FaissGallery
 
-pytestmark = pytest.mark.usefixtures("weights")
+pytestmark = pytest.mark.usefixtures("base_weights")
 
 SETTINGS, BAD_INPUT, NOT_READY = 2, 3, 4
 

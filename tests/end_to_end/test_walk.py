@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("weights")
+pytestmark = pytest.mark.usefixtures("base_weights")
 
 
 def everything_on_disk(folder: Path) -> dict[str, bytes]:
