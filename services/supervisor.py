@@ -38,9 +38,14 @@ class _Child:
 
     def state(self) -> bool | str:
         """True when it works or has done its work; else why not."""
-        if self.done or (self.process is not None and self.process.poll() is None):
+        code = None if self.process is None else self.process.poll()
+        if self.done or (self.process is not None and (code is None or self.is_end(code))):
             return True
         return f"not running, starts again in {max(0.0, self.start_at - time.monotonic()):.1f} s"
+
+    def is_end(self, code: int) -> bool:
+        """Whether a worker that exits with ``code`` has nothing left to do."""
+        return code == 0 and self.name == "ingest"
 
 
 class Supervisor:
@@ -95,7 +100,7 @@ class Supervisor:
         if code is None:
             return
         child.process = None
-        if code == 0 and child.name == "ingest":
+        if child.is_end(code):
             child.done = True
             log.info("all cameras came to their end", extra={"worker": child.name})
             return
