@@ -66,8 +66,12 @@ class TiledDetector(ABC):
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         """People in each frame; frames of any cameras and sizes, those of one network size in one forward pass."""
+        return self.detect_prepared(frames, self.prepare(frames))
+
+    def detect_prepared(self, frames: Sequence[Frame], batches: Sequence[Prepared]) -> list[Detections]:
+        """``detect`` from what ``prepare`` made of the same frames, which another thread may have done."""
         found: list[list[tuple[View, Float32, Float32]]] = [[] for _ in frames]
-        for prepared in self.prepare(frames):
+        for prepared in batches:
             outputs = self.forward_one(prepared)
             for row, (index, view, scale) in enumerate(prepared.rows):
                 xyxy, raw = self.decode(outputs, row, prepared.size)

@@ -58,6 +58,19 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparingDetector(Detector, Protocol):
+    """A detector whose input can be made in another thread than its forward pass."""
+
+    def prepare(self, frames: Sequence[Frame]) -> Any:
+        """The network's input for these frames."""
+        ...
+
+    def detect_prepared(self, frames: Sequence[Frame], batches: Any) -> list[Detections]:
+        """As ``detect``, from what ``prepare`` made of the same frames."""
+        ...
+
+
 class BodyEncoder(Protocol):
     """Crops to body vectors."""
 

@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.embed import EmbedStage
 from pipeline.errors import SightlineError
-from pipeline.ports import Broker, Capture, Detector, MediaStore
+from pipeline.ports import Broker, Capture, Detector, MediaStore, PreparingDetector
 from pipeline.track.appearance import looks
 from pipeline.track.stage import Tracker, TrackUpdates
 from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Tracklet
@@ -116,6 +116,15 @@ class _End:
 _Item = Frame | _End
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A batch ready for the detector: its frames, what ``prepare`` made of them, and the cameras that ended with it."""
+
+    frames: list[Frame]
+    ends: list[_End]
+    made: Any
+
+
 class IngestLine:
     """Runs captures through one detector and each camera's own stages into a sink.
 
@@ -148,6 +157,7 @@ class IngestLine:
         self._queues = {c.camera.camera_id: queue.Queue[_Item](maxsize=max(queue_frames, batch_size)) for c in captures}
         self._arrived = threading.Event()  # something is in a camera's queue
         self._found: queue.Queue[tuple[Frame, Detections] | _End | None] = queue.Queue(maxsize=2 * max(batch_size, queue_frames))
+        self._prepared: queue.Queue[_Prepared | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
         self.errors_of_cameras: list[Exception] = []
@@ -163,24 +173,27 @@ class IngestLine:
 
     def run(self) -> Progress:
         """Work until the end. Raises what a stage raised."""
-        readers = [threading.Thread(target=self._read, args=(c,), name=f"capture-{c.camera.camera_id}") for c in self._captures]
-        finisher = threading.Thread(target=self._finish, name="track")
-        for thread in (*readers, finisher):
+        threads = [threading.Thread(target=self._read, args=(c,), name=f"capture-{c.camera.camera_id}") for c in self._captures]
+        threads.append(threading.Thread(target=self._prepare, name="prepare"))
+        threads.append(threading.Thread(target=self._finish, name="track"))
+        for thread in threads:
             thread.start()
-        try:
-            self._detect()
-        except BaseException as error:
-            self._errors.insert(0, error)
-        finally:
-            self._found.put(None)
-            if self._errors:
-                self.stop()
-                self._drain(readers)
-            for thread in (*readers, finisher):
-                thread.join()
+        is_over = False
+        while not is_over:
+            try:
+                is_over = self._detect_next()
+            except BaseException as error:  # a bug, or an interrupt: what is on its way is emptied, so that every thread ends
+                self._fail(error)
+        self._found.put(None)
+        for thread in threads:
+            thread.join()
         if self._errors:
             raise self._errors[0]
         return self.progress
+
+    def _fail(self, error: BaseException) -> None:
+        self._errors.append(error)
+        self.stop()
 
     # ------------------------------------------------------------------------------------------ capture
 
@@ -196,42 +209,49 @@ class IngestLine:
         except SightlineError as problem:
             error = problem
         except Exception as problem:  # a bug in an adapter must not be mistaken for the end of a film
-            self._errors.append(problem)
+            self._fail(problem)
             error = problem
         self._queues[camera_id].put(_End(camera_id, error))
         self._arrived.set()
 
-    def _drain(self, readers: Sequence[threading.Thread]) -> None:
-        """Free readers that wait for room in their queue."""
-        while any(reader.is_alive() for reader in readers):
-            for waiting in self._queues.values():
-                try:
-                    waiting.get_nowait()
-                except queue.Empty:
-                    continue
-            time.sleep(0.005)
-
     # ------------------------------------------------------------------------------------------- detect
 
-    def _detect(self) -> None:
-        batches = self._live_batches() if self._is_live else self._footage_batches()
-        for batch in batches:
-            frames = [item for item in batch if isinstance(item, Frame)]
-            if frames:
-                started = time.perf_counter()
-                found = self._detector.detect(frames)
-                seconds = time.perf_counter() - started
-                self.progress.detect_s += seconds
-                if self._metrics is not None:
-                    self._metrics.detect_batch.observe(len(frames))
-                    self._metrics.detect_seconds.observe(seconds)
-                for frame, detections in zip(frames, found, strict=True):
-                    self._found.put((frame, detections))
-            for item in batch:
-                if isinstance(item, _End):
-                    self._found.put(item)
-            if self._errors:
-                return
+    def _prepare(self) -> None:
+        """Make the network's input of the next batch while the detector works on the one before."""
+        try:
+            for batch in self._live_batches() if self._is_live else self._footage_batches():
+                frames = [item for item in batch if isinstance(item, Frame)]
+                ends = [item for item in batch if isinstance(item, _End)]
+                is_wanted = frames and not self._errors and isinstance(self._detector, PreparingDetector)
+                made = self._detector.prepare(frames) if is_wanted else None  # type: ignore[attr-defined]
+                self._prepared.put(_Prepared(frames, ends, made))
+        except BaseException as error:
+            self._fail(error)
+        self._prepared.put(None)
+
+    def _detect_next(self) -> bool:
+        """Work on the next batch; whether it was the last."""
+        work = self._prepared.get()
+        if work is None:
+            return True
+        if work.frames and not self._errors:
+            started = time.perf_counter()
+            if isinstance(self._detector, PreparingDetector):
+                found = self._detector.detect_prepared(work.frames, work.made)
+            else:
+                found = self._detector.detect(work.frames)
+            self._note_batch(len(work.frames), time.perf_counter() - started)
+            for frame, detections in zip(work.frames, found, strict=True):
+                self._found.put((frame, detections))
+        for end in work.ends:
+            self._found.put(end)
+        return False
+
+    def _note_batch(self, frames: int, seconds: float) -> None:
+        self.progress.detect_s += seconds
+        if self._metrics is not None:
+            self._metrics.detect_batch.observe(frames)
+            self._metrics.detect_seconds.observe(seconds)
 
     def _footage_batches(self) -> Iterator[list[_Item]]:
         """Batches of consecutive frames of one camera, cameras in turn."""
@@ -273,6 +293,7 @@ class IngestLine:
     def _finish(self) -> None:
         captures = {capture.camera.camera_id: capture for capture in self._captures}
         covered_at = flushed_at = time.monotonic()
+        item: tuple[Frame, Detections] | _End | None = None
         while True:
             try:
                 item = self._found.get()
@@ -296,7 +317,7 @@ class IngestLine:
                     flushed_at = now
                     self._sink.flush()
             except BaseException as error:
-                self._errors.append(error)
+                self._fail(error)
                 if item is None:
                     return
 
