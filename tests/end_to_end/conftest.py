@@ -133,8 +133,8 @@ def pictures_of(path: Path, seconds: float, every: int = 3) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def people(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four seconds of real people at 8 frames a second."""
-    pictures = pictures_of(shared_data / "video" / "crossing.mp4", 4.0)
+    """Two and a half seconds of real people at 8 frames a second."""
+    pictures = pictures_of(shared_data / "video" / "crossing.mp4", 2.5)
     return write_clip(tmp_path_factory.mktemp("clips") / "people.mp4", pictures)
 
 

@@ -61,10 +61,10 @@ def test_a_truncated_clip_gives_what_decodes_and_the_account_says_what_is_missin
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.7)])
     told = line.json("ingest", cut)
-    assert 16 <= told["frames"] < 32
+    assert 8 <= told["frames"] < 20
     assert told["tracklets"] >= 1
     (account,) = line.json("status")["coverage"]
-    assert 0.5 < account["gap_s"] < 2.5
+    assert 0.2 < account["gap_s"] < 1.6
     assert account["gaps"][-1]["reason"]
     assert len(line.json("search", "man in a jacket")["matches"]) == told["tracklets"]
 
