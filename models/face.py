@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.preprocess import open_session
+from pipeline.calibration import Logistic
 from pipeline.geometry import areas, intersections, suppress
 from pipeline.ports import Face
 from pipeline.types import FACE, Embedding
+
+# Fitted on 780 pairs of 40 crops of 8 actors: midpoint 0.51, slope 48. That set is easy (good light, near), so the slope is taken lower.
+CURVE = Logistic(0.52, 30.0)
 
 Float32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

