@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from pipeline.types import CropReference
 from services import audit
 from services.settings import Settings
+from services.topics import ALERTS, RANKINGS, TRACKLETS, dead_letter_topic
 
+CARRIERS = (TRACKLETS, ALERTS, RANKINGS, dead_letter_topic(TRACKLETS), dead_letter_topic(ALERTS))
+ID_CHARACTERS = 16  # of every tracklet id, pipeline/track/lifecycle.py
 DAY_NS = 86_400_000_000_000
 
 
 def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> int:
-    """Remove tracklets and their crops for good; gives how many were there."""
-    from services.wiring import open_broker, open_gallery
+    """Remove tracklets for good: index, crops, and what travelled over the log; gives how many were in the index.
+
+    The audit record of the erasure stays, with the id and nothing else. An id too short to be one is left out: it would meet others.
+    """
+    from services.wiring import erase_from_log, open_broker, open_gallery
 
     with open_gallery(settings) as gallery:
         known = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
@@ -22,6 +28,8 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
             for tracklet_id in known:
                 audit.record(broker, "erase", tracklet_id, issued_by, purpose)
         _remove_crops(settings, gallery.delete(known))
+    whole = [tracklet_id for tracklet_id in tracklet_ids if len(tracklet_id) >= ID_CHARACTERS]
+    erase_from_log(settings, CARRIERS, whole)  # also of those that a first try left half way
     return len(known)
 
 

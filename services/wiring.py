@@ -66,6 +66,14 @@ def open_broker(settings: Settings) -> Iterator[Broker]:
         yield broker
 
 
+def erase_from_log(settings: Settings, topics: Sequence[str], tracklet_ids: Sequence[str]) -> int:
+    """Empty every message of ``topics`` that names one of the tracklets; gives how many."""
+    from services.adapters.sqlite_broker import SqliteBroker
+
+    with closing(SqliteBroker(data_folder(settings) / "log.sqlite")) as log:
+        return log.erase(topics, [tracklet_id.encode() for tracklet_id in tracklet_ids])
+
+
 @contextmanager
 def open_gallery(settings: Settings, read_only: bool = False) -> Iterator[FaissGallery]:
     """The identity index; one writer at a time, any number of readers."""

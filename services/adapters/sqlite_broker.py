@@ -156,6 +156,37 @@ class SqliteBroker:
                 self._connection.executescript("PRAGMA incremental_vacuum(2000)")  # execute would step it once: one page
         return removed
 
+    def erase(self, topics: Sequence[str], words: Sequence[bytes]) -> int:
+        """Empty for good every message of ``topics`` whose value holds one of ``words``; gives how many.
+
+        Offsets stay, readers meet a tombstone, and the bytes are overwritten on disk. Raises NotReadyError when a reader holds the
+        journal for long: the messages are empty then, but their old bytes lie in the journal until the next checkpoint.
+        """
+        erased = 0
+        with self._lock, plain_errors(self.path):
+            self._connection.execute("PRAGMA secure_delete = ON")
+            present = self._read_topics()
+            names = [topic for topic in topics if topic in present]
+            marks = ",".join("?" * len(names))
+            for (partition_id,) in self._connection.execute(f"SELECT id FROM partitions WHERE topic IN ({marks})", names).fetchall():
+                erased += self._erase_in(partition_id, words)
+            self._connection.execute("PRAGMA secure_delete = OFF")
+            if erased and self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise NotReadyError(f"the journal of {self.path} is held by a reader: run the erasure again to clear it")
+        return erased
+
+    def _erase_in(self, partition_id: int, words: Sequence[bytes]) -> int:
+        erased = 0
+        with transaction(self._connection):
+            rows = self._connection.execute(f"SELECT id, value, {SIZE} FROM messages WHERE id BETWEEN ? AND ?", span(partition_id))
+            doomed = [(identifier, size) for identifier, value, size in rows if value and any(word in value for word in words)]
+            for identifier, size in doomed:
+                self._connection.execute("UPDATE messages SET value = NULL, headers = x'' WHERE id = ?", (identifier,))
+                (left,) = self._connection.execute(f"SELECT {SIZE} FROM messages WHERE id = ?", (identifier,)).fetchone()
+                self._connection.execute("UPDATE partitions SET bytes = bytes - ? WHERE id = ?", (size - left, partition_id))
+                erased += 1
+        return erased
+
     def _forget_dead_groups(self) -> None:
         """Groups whose members are gone and that never committed: readers that only looked and were killed."""
         now_s = time.monotonic()

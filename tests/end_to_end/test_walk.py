@@ -20,6 +20,13 @@ def everything_on_disk(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def pieces_of(log: Path, tracklet_id: str) -> list[bytes]:
+    """Short pieces of every message that carries a tracklet."""
+    with closing(sqlite3.connect(f"file:{log}?mode=ro", uri=True)) as connection:
+        values = [value for (value,) in connection.execute("SELECT value FROM messages") if value and tracklet_id.encode() in value]
+    return [value[at : at + 60] for value in values if b"xyxy" in value for at in range(600, len(value) - 60, 600)]
+
+
 @pytest.mark.accuracy
 def test_a_person_is_indexed_found_shown_and_really_removed(line: Any, people: Path, tmp_path: Path) -> None:
     told = line.json("ingest", people)
@@ -52,7 +59,11 @@ def test_a_person_is_indexed_found_shown_and_really_removed(line: Any, people: P
     assert first not in [match["tracklet_id"] for match in alike[1:]]
 
     assert [name for name in everything_on_disk(line.data / "crops") if first in name]
+    travelled = pieces_of(line.data / "log.sqlite", first)
+    assert travelled
     assert "1 tracklets removed" in line.run("erase", first).stdout
+    log = b"".join(content for name, content in everything_on_disk(line.data).items() if name.startswith("log"))
+    assert not [piece for piece in travelled if piece in log]
     assert not [name for name in everything_on_disk(line.data / "crops") if first in name]
     assert first not in [match["tracklet_id"] for match in line.json("search", "man in a dark jacket")["matches"]]
     index = {name: content for name, content in everything_on_disk(line.data).items() if name.startswith(("index", "crops"))}
