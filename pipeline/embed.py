@@ -116,6 +116,15 @@ def occlusions(xyxy: Float32) -> Float32:
     return share
 
 
+def crowding(xyxy: Float32) -> Float32:
+    """How much of each box shows somebody else too, before or behind, (N,) 0..1: such a crop speaks for two people."""
+    if len(xyxy) < 2:
+        return np.zeros(len(xyxy), np.float32)
+    shared = intersections(xyxy, xyxy)  # (N, N)
+    np.fill_diagonal(shared, 0.0)
+    return np.clip(shared.max(axis=1) / np.maximum(areas(xyxy), 1.0), 0, 1).astype(np.float32)
+
+
 def sharpness(crop: Pixels) -> float:
     """0..1: how much fine detail a BGR crop (h, w, 3) shows, from the variance of its Laplacian on the green channel."""
     step = max(1, round(crop.shape[0] / SHARPNESS_SIDE_PX))
@@ -251,6 +260,7 @@ class EmbedStage:
             raise ValueError(f"ids, boxes and confidence must share N, got {len(tracklet_ids)}, {len(xyxy)}, {len(confidence)}")
         started = time.perf_counter()
         hidden = occlusions(xyxy) if occlusion is None else occlusion
+        hidden = 1 - (1 - hidden) * (1 - crowding(xyxy))
         for row, tracklet_id in enumerate(tracklet_ids):
             growing = self._growing.get(tracklet_id)
             if growing is None:

@@ -17,7 +17,7 @@ from services.settings import Settings
 DESCRIPTIONS = (
     "man in a red and dark blue jacket with dark trousers",
     "woman with blonde hair in a long black coat and blue jeans",
-    "person in light grey or white clothes",
+    "man in a blue jacket and grey trousers",
 )
 PURPOSE = "demonstration"
 TOP = 5

@@ -12,6 +12,7 @@ from pipeline.embed import (
     EmbedRules,
     EmbedStage,
     Revision,
+    crowding,
     media_folder,
     occlusions,
     pool,
@@ -270,3 +271,9 @@ def test_observing_is_cheap_beside_detection() -> None:
 def test_arrays_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="share N, got 1, 2, 1"):
         stage().observe(Frame("north", NOON_NS, noise(10, 10)), ["a"], np.zeros((2, 4), np.float32), np.zeros(1, np.float32))
+
+
+def test_a_box_that_shows_somebody_else_too_is_crowded_whoever_stands_in_front() -> None:
+    xyxy = np.asarray([[0, 0, 40, 100], [20, 10, 60, 110], [200, 0, 240, 100]], np.float32)
+    assert crowding(xyxy).tolist() == pytest.approx([0.45, 0.45, 0.0])
+    assert crowding(xyxy[:1]).tolist() == [0.0]
