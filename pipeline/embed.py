@@ -122,7 +122,8 @@ def crowding(xyxy: Float32) -> Float32:
         return np.zeros(len(xyxy), np.float32)
     shared = intersections(xyxy, xyxy)  # (N, N)
     np.fill_diagonal(shared, 0.0)
-    return np.clip(shared.max(axis=1) / np.maximum(areas(xyxy), 1.0), 0, 1).astype(np.float32)
+    share: Float32 = np.clip(shared.max(axis=1) / np.maximum(areas(xyxy), 1.0), 0, 1).astype(np.float32)
+    return share
 
 
 def sharpness(crop: Pixels) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from pipeline.errors import NotReadyError
+from pipeline.ports import Gallery
 from pipeline.types import CropReference
 from services import audit
 from services.settings import Settings
@@ -13,6 +18,9 @@ from services.topics import ALERTS, RANKINGS, TRACKLETS, dead_letter_topic
 CARRIERS = (TRACKLETS, ALERTS, RANKINGS, dead_letter_topic(TRACKLETS), dead_letter_topic(ALERTS))
 ID_CHARACTERS = 16  # of every tracklet id, pipeline/track/lifecycle.py
 DAY_NS = 86_400_000_000_000
+EVERY_S = 3_600.0
+
+log = logging.getLogger("sightline.retention")
 
 
 def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> int:
@@ -35,18 +43,51 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
 
 def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
     """Remove everything that ended before ``before_ns`` (0: index.retention_days ago); gives how many tracklets went."""
-    from services.wiring import open_broker, open_gallery
+    from services.wiring import open_gallery
 
     if not before_ns:
         if not settings.index.retention_days:
             return 0
         before_ns = time.time_ns() - int(settings.index.retention_days * DAY_NS)
     with open_gallery(settings) as gallery:
-        held = gallery.statistics().tracklets
-        with open_broker(settings) as broker:
-            audit.record(broker, "expire", str(before_ns), issued_by, "retention")
-        _remove_crops(settings, gallery.expire(before_ns))
-        return held - gallery.statistics().tracklets
+        return _expire(settings, gallery, before_ns, issued_by)
+
+
+@contextmanager
+def keep_retention(settings: Settings, gallery: Gallery, is_wanted: bool = True, every_s: float = EVERY_S) -> Iterator[None]:
+    """While the block runs, remove what is older than index.retention_days: at once, then every ``every_s`` seconds."""
+    done = threading.Event()
+
+    def keep() -> None:
+        while True:
+            try:
+                _expire(settings, gallery, time.time_ns() - int(settings.index.retention_days * DAY_NS), "index worker")
+            except NotReadyError as error:  # a full disk, say: the next hour tries again
+                log.warning("retention put off", extra={"reason": str(error)})
+            if done.wait(every_s):
+                return
+
+    thread = threading.Thread(target=keep, name="retention", daemon=True)
+    if is_wanted and settings.index.retention_days:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def _expire(settings: Settings, gallery: Gallery, before_ns: int, issued_by: str) -> int:
+    from services.wiring import open_broker
+
+    held = gallery.statistics()
+    if not held.tracklets or held.from_ns >= before_ns:
+        return 0
+    with open_broker(settings) as broker:
+        audit.record(broker, "expire", str(before_ns), issued_by, "retention")
+    _remove_crops(settings, gallery.expire(before_ns))
+    return held.tracklets - gallery.statistics().tracklets
 
 
 def _remove_crops(settings: Settings, crops: Sequence[CropReference]) -> None:

@@ -65,7 +65,7 @@ class EmbedSettings(Section):
 
 class IndexSettings(Section):
     segment_tracklets: int = Field(131_072, ge=100, le=5_000_000, description="Tracklets per sealed segment of the index.")
-    retention_days: float = Field(30.0, ge=0, description="Tracklets older than this are really removed; 0 = never.")
+    retention_days: float = Field(30.0, ge=0, description="People in footage older than this are really removed; 0 = never.")
 
 
 class SearchSettings(Section):

@@ -151,7 +151,7 @@ def run_worker(name: str, settings: Settings, port: int | None = None) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     metrics = Metrics()
-    work = make_worker(name, settings, stop, metrics)
+    work = make_worker(name, settings, stop, metrics, expires=True)  # live cameras: footage of old days is never taken in here
     if port is None:
         work()
         return

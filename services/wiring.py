@@ -313,10 +313,15 @@ def health_server(settings: Settings, checks: Mapping[str, Callable[[], bool | s
     return server
 
 
-def make_worker(name: str, settings: Settings, stop: threading.Event, metrics: Metrics | None = None) -> Callable[[], None]:
-    """A worker ready to run until ``stop``. Raises SettingsError for a name that is none, NotReadyError when another holds its place."""
+def make_worker(
+    name: str, settings: Settings, stop: threading.Event, metrics: Metrics | None = None, expires: bool = False
+) -> Callable[[], None]:
+    """A worker ready to run until ``stop``. expires: an index worker also removes what is older than index.retention_days.
+
+    Raises SettingsError for a name that is none, NotReadyError when another holds its place.
+    """
     makers: dict[str, Callable[[Settings, threading.Event, Metrics | None], Callable[[], None]]] = {
-        "index": _index_worker,
+        "index": functools.partial(_index_worker, expires=expires),
         "query": _query_worker,
         "alert": _alert_worker,
         "archive": _archive_worker,
@@ -327,13 +332,14 @@ def make_worker(name: str, settings: Settings, stop: threading.Event, metrics: M
     return makers[name](settings, stop, metrics)
 
 
-def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, expires: bool = False) -> Callable[[], None]:
     from services.index import index_worker
+    from services.retention import keep_retention
 
     gallery = make_gallery(settings)  # takes the writer's lock now, so that the caller knows
 
     def run() -> None:
-        with closing(gallery), open_broker(settings) as broker:
+        with closing(gallery), open_broker(settings) as broker, keep_retention(settings, gallery, expires):
             index_worker(broker, gallery, observer=metrics, on_indexed=metrics.indexed if metrics else None).run(stop)
 
     return run
