@@ -5,29 +5,25 @@ from __future__ import annotations
 import builtins
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models.registry import Registry
 from models.speech import WhisperRecogniser, prepared
 from pipeline.errors import BadInputError, MissingDependencyError, NotFoundError
-from services.settings import Settings
 from services.sound import read_sound
 
 SECOND = np.sin(np.arange(16_000) * 0.05).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def weights() -> Path:
-    """The folder of Whisper tiny.en; skips where it was not fetched."""
+def whisper(weights: Callable[[str], Path]) -> Path:
+    """The folder of Whisper tiny.en."""
     pytest.importorskip("faster_whisper", reason="the speech extra is not installed")
-    registry = Registry(Settings().storage.cache_folder)
-    if not any(status.weight.name == "whisper-tiny-en" and status.is_here for status in registry.list()):
-        pytest.skip("speech weights not fetched: run  sightline weights fetch whisper-tiny-en")
-    return registry.path("whisper-tiny-en")
+    return weights("whisper-tiny-en")
 
 
 def spoken(words: str, folder: Path) -> tuple[np.ndarray, int]:
@@ -79,15 +75,15 @@ def test_a_missing_library_names_the_install_command(tmp_path: Path, monkeypatch
         WhisperRecogniser(tmp_path).transcribe(SECOND, 16_000)
 
 
-def test_a_spoken_description_is_understood(weights: Path, tmp_path: Path) -> None:
+def test_a_spoken_description_is_understood(whisper: Path, tmp_path: Path) -> None:
     samples, rate_hz = spoken("a woman wearing a long black coat and blue jeans", tmp_path)
-    heard = WhisperRecogniser(weights).transcribe(samples, rate_hz).lower()
+    heard = WhisperRecogniser(whisper).transcribe(samples, rate_hz).lower()
     assert "black coat" in heard
     assert "blue jeans" in heard
 
 
-def test_noise_and_hum_are_no_words(weights: Path) -> None:
-    recogniser = WhisperRecogniser(weights)
+def test_noise_and_hum_are_no_words(whisper: Path) -> None:
+    recogniser = WhisperRecogniser(whisper)
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
     for sound in (noise, 0.3 * np.tile(SECOND, 2)):
         with pytest.raises(BadInputError, match="nothing was said"):
