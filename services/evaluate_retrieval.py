@@ -7,6 +7,7 @@ persons: PERSON/<camera><n>.jpg, one folder per person, the first letter of a fi
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,21 +36,30 @@ class Crops:
     person: NDArray[np.str_]
     camera: NDArray[np.str_]
 
+    def where(self, keep: NDArray[np.bool_]) -> Crops:
+        """The crops at ``keep``, a mask."""
+        return Crops([path for path, kept in zip(self.paths, keep, strict=True) if kept], self.person[keep], self.camera[keep])
+
 
 def crops_of(persons: Path, distractors: Path | None) -> Crops:
     """The crops below ``persons`` and ``distractors``; raises NotFoundError when a folder is missing or holds no picture."""
     own = _pictures(persons)
     others = _pictures(distractors) if distractors is not None else []
     person = [path.relative_to(persons).parts[0] for path in own] + [NOBODY] * len(others)
-    camera = [path.name[0] for path in own] + [NOBODY] * len(others)
+    camera = [path.name[0] for path in (*own, *others)]
     return Crops(own + others, np.array(person), np.array(camera))
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
+    walked = os.walk(folder, followlinks=True)  # a folder of links to a larger collection is a collection too
+    found = sorted(Path(place) / name for place, _, names in walked for name in names if Path(name).suffix.lower() in PICTURES)
     if not found:
         raise NotFoundError(f"{folder} must be a folder with pictures ({', '.join(PICTURES)}), found none")
     return found
+
+
+def _names(crops: Crops) -> NDArray[np.str_]:
+    return np.array([str(path) for path in crops.paths])
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
@@ -100,6 +110,8 @@ def evaluate_text_search(
 ) -> dict[str, Any]:
     """How well captions find their people: rank-k and mAP over crops, and over crops pooled per person and camera (as a tracklet is).
 
+    Every caption is a query; the gallery is all crops of the people named in the captions, and the distractors.
+
     ``dump``: a file for the similarity matrix and its labels (.npz). A caption in which nothing can be seen ranks
     the gallery in file order.
     Raises NotFoundError, BadInputError, UnreadableMediaError.
@@ -107,13 +119,14 @@ def evaluate_text_search(
     started_s = time.monotonic()
     crops = crops_of(persons, distractors)
     asked = _captions(captions, set(crops.person.tolist()))
+    crops = crops.where(np.isin(crops.person, [NOBODY, *(person for person, _ in asked)]))
     looks = _encode(crops.paths, appearance)  # (G, D)
     words, refused = _words(asked, text, looks.shape[1])  # (Q, D)
     wanted = np.array([person for person, _ in asked])
     similarity = words @ looks.T  # (Q, G)
     pooled, owners = _pooled(looks, crops)
     if dump is not None:
-        np.savez(dump, similarity=similarity, query_person=wanted, gallery=np.array([str(path) for path in crops.paths]))
+        np.savez(dump, similarity=similarity, query_person=wanted, gallery_person=crops.person, gallery=_names(crops))
     by_crop = ranking_figures(ranked_hits(similarity, wanted[:, None] == crops.person[None]))
     by_tracklet = ranking_figures(ranked_hits(words @ pooled.T, wanted[:, None] == owners[None]))
     return {
@@ -151,23 +164,32 @@ def _pooled(vectors: Float32, crops: Crops) -> tuple[Float32, NDArray[np.str_]]:
 
 
 def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, dump: Path | None = None) -> dict[str, Any]:
-    """How well a crop finds the same person in another camera: rank-k and mAP, crops of the same person and camera left out.
+    """How well a crop finds the same person in another camera: rank-k and mAP.
 
-    ``dump``: a file for the vectors and their labels (.npz). Raises NotFoundError, UnreadableMediaError.
+    Every crop of camera a is a query; the gallery is all crops of camera b, the distractors' among them.
+    ``dump``: a file for the similarity matrix and its labels (.npz). Raises NotFoundError, UnreadableMediaError, BadInputError.
     """
     started_s = time.monotonic()
     crops = crops_of(persons, distractors)
-    vectors = _encode(crops.paths, body)  # (G, D)
-    is_query = crops.person != NOBODY
-    similarity = vectors[is_query] @ vectors.T  # (Q, G)
-    same = crops.person[is_query][:, None] == crops.person[None]
-    ignored = same & (crops.camera[is_query][:, None] == crops.camera[None])
+    queries = crops.where((crops.person != NOBODY) & (crops.camera == "a"))
+    gallery = crops.where(crops.camera == "b")
+    if not queries.paths or not gallery.paths:
+        raise BadInputError(f"{persons} must hold crops of cameras a and b (a1.jpg, b1.jpg), got {sorted(set(crops.camera.tolist()))}")
+    similarity = _encode(queries.paths, body) @ _encode(gallery.paths, body).T  # (Q, G)
+    same = queries.person[:, None] == gallery.person[None]
     if dump is not None:
-        np.savez(dump, vectors=vectors, person=crops.person, camera=crops.camera)
-    figures = ranking_figures(ranked_hits(similarity, same, ignored))
+        np.savez(
+            dump,
+            similarity=similarity,
+            query_person=queries.person,
+            gallery_person=gallery.person,
+            query=_names(queries),
+            gallery=_names(gallery),
+        )
+    figures = ranking_figures(ranked_hits(similarity, same))
     return {
-        **_plain(figures, len(crops.paths)),
-        "people": len(set(crops.person[is_query].tolist())),
+        **_plain(figures, len(gallery.paths)),
+        "people": len(set(queries.person.tolist())),
         "space": body.space,
         "elapsed_s": round(time.monotonic() - started_s, 2),
     }

@@ -61,8 +61,8 @@ def test_each_person_is_found_by_colour(persons: Path, tmp_path: Path) -> None:
     lines = [{"person": "anna", "caption": "red"}, {"person": "bert", "caption": "green"}, {"person": "nobody", "caption": "blue"}]
     figures = evaluate_text_search(persons, captions(tmp_path, *lines), None, MeanColour(), MeanColour())
     assert figures["crops"]["rank_1"] == figures["crops"]["mAP"] == 1.0
-    assert figures["crops"]["gallery"] == 9
-    assert figures["tracklets"]["gallery"] == 6
+    assert figures["crops"]["gallery"] == 6  # of the two people named
+    assert figures["tracklets"]["gallery"] == 4
     assert figures["tracklets"]["queries"] == 2
 
 
@@ -74,10 +74,11 @@ def test_a_caption_that_says_nothing_is_counted(persons: Path, tmp_path: Path) -
 def test_distractors_enlarge_the_gallery_and_are_never_queries(persons: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()
-    cv2.imwrite(str(others / "x.png"), np.full((40, 20, 3), 90, np.uint8))
+    for name in ("a1.png", "b1.png"):
+        cv2.imwrite(str(others / name), np.full((40, 20, 3), 90, np.uint8))
     figures = evaluate_reid(persons, others, MeanColour())
-    assert figures["gallery"] == 10
-    assert figures["queries"] == 9
+    assert figures["gallery"] == 4  # camera b of three people and of one stranger
+    assert figures["queries"] == 6
     assert figures["rank_1"] == 1.0
 
 
@@ -85,8 +86,15 @@ def test_similarities_are_written_where_asked(persons: Path, tmp_path: Path) -> 
     file = captions(tmp_path, {"person": "anna", "caption": "red"})
     evaluate_text_search(persons, file, None, MeanColour(), MeanColour(), tmp_path / "dump.npz")
     evaluate_reid(persons, None, MeanColour(), tmp_path / "reid.npz")
-    assert np.load(tmp_path / "dump.npz")["similarity"].shape == (1, 9)
-    assert np.load(tmp_path / "reid.npz")["vectors"].shape == (9, 3)
+    assert np.load(tmp_path / "dump.npz")["similarity"].shape == (1, 3)
+    assert np.load(tmp_path / "reid.npz")["similarity"].shape == (6, 3)
+
+
+def test_people_may_be_links_to_a_larger_collection(persons: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "anna").symlink_to(persons / "anna")
+    assert evaluate_reid(few, None, MeanColour())["queries"] == 2
 
 
 def test_bad_input_is_named(persons: Path, tmp_path: Path) -> None:
