@@ -7,6 +7,7 @@ shot; ``revisions`` encodes the new shots of all tracks that are due in one batc
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ SHARPNESS_SIDE_PX = 96  # sharpness is taken on a crop thinned to about this hei
 CONTEXT_WIDTH_PX = 640
 CONTEXT_GAIN = 1.25  # a new context picture only for a clearly better shot: making it costs more than a crop
 MARK_BGR = (64, 200, 255)
+HEIGHT_MEMORY = 0.8  # of the usual height at each look; people grow and shrink slowly as they walk
+HEIGHT_STRAY = 0.1  # a box this share higher or lower than usual counts e^-1: it took in somebody else, or lost the legs
 
 
 class Track(Protocol):
@@ -223,6 +226,14 @@ class _Growing:
     published_at_ns: int = 0
     attributes: tuple[Attribute, ...] = ()
     attributes_of: tuple[int, ...] = field(default_factory=tuple)
+    usual_log_height: float | None = None
+
+    def steadiness(self, height_px: float) -> float:
+        """0..1: how usual a box of this height is for the track so far; takes the height in."""
+        log_height = math.log(max(height_px, 1.0))
+        usual = log_height if self.usual_log_height is None else self.usual_log_height
+        self.usual_log_height = HEIGHT_MEMORY * usual + (1 - HEIGHT_MEMORY) * log_height
+        return math.exp(-(((log_height - usual) / HEIGHT_STRAY) ** 2))
 
 
 class EmbedStage:
@@ -266,7 +277,8 @@ class EmbedStage:
             growing = self._growing.get(tracklet_id)
             if growing is None:
                 growing = self._growing[tracklet_id] = _Growing(BestShots(self._rules.best_shots))
-            shot = growing.shots.offer(frame.bgr, frame.captured_at_ns, xyxy[row], float(confidence[row]), float(hidden[row]))
+            steady = growing.steadiness(float(xyxy[row, 3] - xyxy[row, 1]))
+            shot = growing.shots.offer(frame.bgr, frame.captured_at_ns, xyxy[row], float(confidence[row]) * steady, float(hidden[row]))
             if shot is not None and self._rules.keep_context:
                 self._keep_context(growing, frame, shot)
         self.times.observe_s += time.perf_counter() - started

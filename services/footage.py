@@ -51,7 +51,7 @@ class IngestReport:
     def text(self) -> str:
         rate = self.frames / max(self.seconds, 1e-9)
         lines = [
-            f"{self.frames} frames of {self.cameras} cameras in {self.seconds:.1f} s ({rate:.1f} a second), "
+            f"{self.frames} frames of {self.cameras} {"camera" if self.cameras == 1 else "cameras"} in {self.seconds:.1f} s ({rate:.1f} a second), "
             f"{self.detections} boxes, {self.tracklets} tracklets indexed"
         ]
         lines += [f"camera {camera} ended early: {reason}" for camera, reason in self.failures.items()]

@@ -135,7 +135,8 @@ def test_a_clearly_better_shot_is_a_new_revision_but_not_within_two_seconds() ->
     embed = stage()
     show(embed, 0.0, np.array([[20, 20, 40, 80]], np.float32))
     assert len(published(embed, 1.0)) == 1
-    show(embed, 1.5)
+    for step in range(20):  # comes nearer; a box that grows all at once would not be trusted
+        show(embed, 1.02 + step * 0.025)
     assert published(embed, 1.6) == []
     (second,) = published(embed, 3.1)
     assert second.tracklet.revision == 2
@@ -277,3 +278,15 @@ def test_a_box_that_shows_somebody_else_too_is_crowded_whoever_stands_in_front()
     xyxy = np.asarray([[0, 0, 40, 100], [20, 10, 60, 110], [200, 0, 240, 100]], np.float32)
     assert crowding(xyxy).tolist() == pytest.approx([0.45, 0.45, 0.0])
     assert crowding(xyxy[:1]).tolist() == [0.0]
+
+
+def test_a_box_that_suddenly_takes_in_more_is_no_best_shot() -> None:
+    embed = stage()
+    show(embed, 0.0)
+    show(embed, 0.3)
+    taller = BOX.copy()
+    taller[:, 1] -= 0.3 * (taller[:, 3] - taller[:, 1])
+    show(embed, 0.6, taller)
+    boxes = [reference.box for reference in published(embed, 1.0)[0].tracklet.crops if reference.quality > 0.05]
+    assert boxes
+    assert all(box[1] == pytest.approx(float(BOX[0, 1]), abs=1) for box in boxes)
