@@ -50,8 +50,9 @@ class IngestReport:
 
     def text(self) -> str:
         rate = self.frames / max(self.seconds, 1e-9)
+        cameras = "1 camera" if self.cameras == 1 else f"{self.cameras} cameras"
         lines = [
-            f"{self.frames} frames of {self.cameras} {"camera" if self.cameras == 1 else "cameras"} in {self.seconds:.1f} s ({rate:.1f} a second), "
+            f"{self.frames} frames of {cameras} in {self.seconds:.1f} s ({rate:.1f} a second), "
             f"{self.detections} boxes, {self.tracklets} tracklets indexed"
         ]
         lines += [f"camera {camera} ended early: {reason}" for camera, reason in self.failures.items()]
