@@ -47,7 +47,7 @@ def run_demo(settings: Settings, video: Path | None, out: Path) -> None:
     first = next((ranking.matches[0] for _, ranking in rankings if ranking.matches), None)
     if first is not None:
         request = SearchRequest(tracklet_id=first.tracklet_id, window=Filter(), top_k=TOP, issued_by="demo", purpose=PURPOSE)
-        title = "looks like the first match above"
+        title = "looks like the first match of the first search"
         rankings.append((title, ask(settings, console, request, title)))
     sheet = out / "contact-sheet.jpg"
     write_sheet(settings, sheet, rankings)
