@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.capture import without_credentials
 from pipeline.errors import SettingsError
@@ -82,11 +82,6 @@ class ArchiveSettings(Section):
     shard_s: float = Field(600.0, ge=1, description="Length of one job in seconds of footage.")
 
 
-class BrokerSettings(Section):
-    kind: Literal["sqlite"] = Field("sqlite", description="The embedded log; one file, no server.")
-    password: SecretStr = Field(SecretStr(""), description="Password of a broker that needs one.")
-
-
 class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address of /metrics, /live and /ready.")
     port: int = Field(
@@ -124,7 +119,6 @@ class Settings(Section):
     search: SearchSettings = Field(default_factory=SearchSettings)
     alert: AlertSettings = Field(default_factory=AlertSettings)
     archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
-    broker: BrokerSettings = Field(default_factory=BrokerSettings)
     server: ServerSettings = Field(default_factory=ServerSettings)
     logs: LogSettings = Field(default_factory=LogSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
@@ -188,8 +182,10 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(_keys_beside(keys)))
         return f"unknown setting {key}; allowed here: {allowed}"
-    shown = "***" if "password" in key else repr(problem["input"])
-    return f"setting {key} = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    shown = without_credentials(problem["input"]) if isinstance(problem["input"], str) else problem["input"]
+    if keys[0] == "cameras" and isinstance(shown, dict):
+        shown = f"a camera with {', '.join(sorted(shown)) or 'nothing'}"  # its address may carry a password
+    return f"setting {key} = {shown!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _keys_beside(keys: list[str]) -> list[str]:
@@ -208,7 +204,6 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             continue
         for key, field in type(section).model_fields.items():
             value = getattr(section, key)
-            shown = ("***" if value.get_secret_value() else "(none)") if isinstance(value, SecretStr) else str(value)
-            rows.append((f"{section_name}.{key}", shown, field.description or ""))
+            rows.append((f"{section_name}.{key}", str(value), field.description or ""))
     rows.extend((f"cameras.{each.camera_id}", without_credentials(each.uri), each.site) for each in settings.cameras)
     return rows

@@ -6,18 +6,17 @@ The workers are processes of their own, so that one that dies takes nothing with
 from __future__ import annotations
 
 import logging
-import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from pipeline.errors import SettingsError
 from services.metrics import Metrics
 from services.settings import Settings
+from services.worker import stop_on_signals
 
 log = logging.getLogger("sightline.up")
 
@@ -67,8 +66,7 @@ class Supervisor:
         from services.wiring import health_server
 
         ends_at = time.monotonic() + for_s if for_s else float("inf")
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        stop_on_signals(self._stop)
         server = health_server(self._settings, {child.name: child.state for child in self._children}, self._metrics)
         with server:
             log.info("up", extra={"port": server.port, "cameras": len(self._settings.cameras)})
@@ -84,9 +82,6 @@ class Supervisor:
         refused = [child.name for child in self._children if child.fatal]
         if refused:
             raise SettingsError(f"worker {', '.join(refused)} refused to start: see its message above")
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop.set()
 
     def _tend(self, child: _Child) -> None:
         now = time.monotonic()
@@ -144,12 +139,7 @@ def run_worker(name: str, settings: Settings, port: int | None = None) -> None:
     from services.wiring import health_server, make_worker
 
     stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop_on_signals(stop)
     metrics = Metrics()
     work = make_worker(name, settings, stop, metrics, expires=True)  # live cameras: footage of old days is never taken in here
     if port is None:
