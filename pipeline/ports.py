@@ -71,6 +71,33 @@ class PreparingDetector(Detector, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sought:
+    """One frame searched for Q descriptions.
+
+    detections: its N people; similarity: float32 (N, Q), how well each fits each description: query-free cosine and what the
+    query-conditioned heads add; heat: float32 (Q, h, w) 0..1 over the frame, where the network looks, or None when not asked for.
+    """
+
+    detections: Detections
+    similarity: NDArray[np.float32]
+    heat: NDArray[np.float32] | None = None
+
+
+class Retriever(Protocol):
+    """Finds the people of full frames and how well each fits any number of standing descriptions."""
+
+    name: str
+
+    def ask(self, descriptions: Sequence[str]) -> Any:
+        """Descriptions made ready once, for any number of frames. Raises BadInputError when one says nothing that can be seen."""
+        ...
+
+    def look_for(self, frames: Sequence[Frame], asked: Any, with_heat: bool = False) -> list[Sought]:
+        """One Sought per frame, in order, for what ``ask`` gave."""
+        ...
+
+
 class BodyEncoder(Protocol):
     """Crops to body vectors."""
 

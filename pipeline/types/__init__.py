@@ -3,7 +3,7 @@
 from pipeline.types.alert import Alert
 from pipeline.types.archive import ArchiveJob
 from pipeline.types.coverage import CameraCoverage, Coverage, Gap
-from pipeline.types.detection import Detections
+from pipeline.types.detection import Detections, Vectors
 from pipeline.types.embedding import BODY, FACE, MODALITIES, TEXT, VOICE, Embedding
 from pipeline.types.frame import Camera, Frame, Sound
 from pipeline.types.query import Filter, Probe, Query
@@ -35,5 +35,6 @@ __all__ = [
     "Ranking",
     "Sound",
     "Tracklet",
+    "Vectors",
     "Watch",
 ]
