@@ -51,7 +51,7 @@ WORDS: tuple[tuple[float, str, Colour], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """A rectangle on the page, in pixels."""
 
     x: int
@@ -120,7 +120,7 @@ def _section(pen: Pen, title: str, ranking: Ranking, media: MediaStore, subtitle
     for number, match in enumerate(shown):
         x = MARGIN + (number % COLUMNS) * (CARD_WIDTH + GAP)
         y = (number // COLUMNS) * (CARD_HEIGHT + GAP)
-        _card(pen, body, _Place(x, y, CARD_WIDTH, CARD_HEIGHT), match, media)
+        _card(pen, body, Place(x, y, CARD_WIDTH, CARD_HEIGHT), match, media)
     return np.vstack([head, body])
 
 
@@ -147,16 +147,16 @@ def _section_head(pen: Pen, title: str, ranking: Ranking, subtitle: str) -> Pixe
     return page
 
 
-def _card(pen: Pen, page: Pixels, place: _Place, match: Match, media: MediaStore) -> None:
+def _card(pen: Pen, page: Pixels, place: Place, match: Match, media: MediaStore) -> None:
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), CARD, cv2.FILLED)
     shot, context = best_shot(match.crops), context_of(match.crops)
     left, top = place.x + PADDING, place.y + PADDING
     inner = place.width - 2 * PADDING
-    _picture(pen, page, _Place(left, top, SHOT_WIDTH, SHOT_HEIGHT), load(media, shot.key) if shot else None)
+    draw_picture(pen, page, Place(left, top, SHOT_WIDTH, SHOT_HEIGHT), load(media, shot.key) if shot else None)
     beside = left + SHOT_WIDTH + 14
-    _facts(pen, page, _Place(beside, top, place.x + place.width - PADDING - beside, SHOT_HEIGHT), match)
+    _facts(pen, page, Place(beside, top, place.x + place.width - PADDING - beside, SHOT_HEIGHT), match)
     top += SHOT_HEIGHT + 10
-    _picture(pen, page, _Place(left, top, inner, CONTEXT_HEIGHT), load(media, context.key) if context else None)
+    draw_picture(pen, page, Place(left, top, inner, CONTEXT_HEIGHT), load(media, context.key) if context else None)
     top += CONTEXT_HEIGHT + 12
     ink = Ink(14, 400, DIM)
     for line in pen.wrap("  ·  ".join(match.why), inner, ink, most=WHY_LINES):
@@ -165,13 +165,13 @@ def _card(pen: Pen, page: Pixels, place: _Place, match: Match, media: MediaStore
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), EDGE, 1)
 
 
-def _facts(pen: Pen, page: Pixels, place: _Place, match: Match) -> None:
+def _facts(pen: Pen, page: Pixels, place: Place, match: Match) -> None:
     """Rank, how sure, where and when, in a column."""
     words, colour = _words_of(match.score)
     pen.write(page, str(match.rank), (place.x, place.y + 32), Ink(40, 800, BRIGHT))
     pen.write(page, words, (place.x, place.y + 72), Ink(18, 700, colour))
     pen.write(page, f"{match.score:.2f}", (place.x, place.y + 96), Ink(18, 400, BRIGHT))
-    _bar(page, _Place(place.x, place.y + 106, place.width, 5), match.score, colour)
+    _bar(page, Place(place.x, place.y + 106, place.width, 5), match.score, colour)
     day, clock = time.strftime("%Y-%m-%d|%H:%M:%S", time.gmtime(match.started_at_ns // 1_000_000_000)).split("|")
     lasted_s = (match.ended_at_ns - match.started_at_ns) / 1e9
     y = place.y + 142
@@ -184,7 +184,7 @@ def _facts(pen: Pen, page: Pixels, place: _Place, match: Match) -> None:
         y += 25
 
 
-def _picture(pen: Pen, page: Pixels, place: _Place, picture: Pixels | None) -> None:
+def draw_picture(pen: Pen, page: Pixels, place: Place, picture: Pixels | None) -> None:
     """The picture, as large as it fits, in the middle of its place."""
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), HOLLOW, cv2.FILLED)
     if picture is None:
@@ -200,7 +200,7 @@ def _picture(pen: Pen, page: Pixels, place: _Place, picture: Pixels | None) -> N
     page[y : y + size[1], x : x + size[0]] = fitted
 
 
-def _bar(page: Pixels, place: _Place, share: float, colour: Colour) -> None:
+def _bar(page: Pixels, place: Place, share: float, colour: Colour) -> None:
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), EDGE, cv2.FILLED)
     filled = round(place.width * min(max(share, 0.0), 1.0))
     if filled:

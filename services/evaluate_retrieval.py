@@ -2,6 +2,7 @@
 
 persons: PERSON/<camera><n>.jpg, one folder per person, the first letter of a file its camera. captions: JSON lines with ``person`` and
 ``caption`` (and ``images``, not needed). distractors: a folder of crops of anybody else, in any depth, that only enlarge the gallery.
+Where folders are called SOURCE_NAME, every figure is also given for each source alone. Intervals are 95 %, over people.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
-from pipeline.evaluate.retrieval import RankingFigures, ranked_hits, ranking_figures
+from pipeline.evaluate.retrieval import intervals, outcomes, ranked_hits, ranking_figures
 from pipeline.ports import AppearanceEncoder, BodyEncoder, TextEncoder
 
 Float32 = NDArray[np.float32]
@@ -95,9 +96,34 @@ def _captions(path: Path, people: set[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _plain(figures: RankingFigures, gallery: int) -> dict[str, float]:
-    measured = {f"rank_{k}": round(figures.rank(k), 4) for k in (1, 5, 10, 20)}
-    return {**measured, "mAP": round(figures.mean_average_precision, 4), "queries": figures.queries, "gallery": gallery}
+def _figures(similarity: Float32, wanted: NDArray[np.str_], owners: NDArray[np.str_]) -> dict[str, Any]:
+    """Rank-k and mAP of the queries whose person is in the gallery, and intervals over people; similarity (Q, G), labels (Q,) and (G,)."""
+    hits = ranked_hits(similarity, wanted[:, None] == owners[None])
+    figures, result = ranking_figures(hits), outcomes(hits)
+    measured: dict[str, Any] = {f"rank_{k}": round(figures.rank(k), 4) for k in (1, 5, 10, 20)}
+    measured |= {"mAP": round(figures.mean_average_precision, 4), "queries": figures.queries, "gallery": len(owners)}
+    is_there = result.first > 0
+    if is_there.any():
+        result = result.where(is_there)
+        bounds = intervals(np.stack([result.within(1), result.within(10), result.precision], axis=1), wanted[is_there])  # (3, 2)
+        measured["intervals"] = {
+            name: [round(float(bound), 4) for bound in pair] for name, pair in zip(("rank_1", "rank_10", "mAP"), bounds, strict=True)
+        }
+    return measured
+
+
+def _source_of(person: str) -> str:
+    """The part of a folder's name before the first "_"; "" where it has none."""
+    return person.partition("_")[0] if "_" in person else ""
+
+
+def _sources(people: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
+    """Each source and who is of it."""
+    named: dict[str, list[str]] = {}
+    for person in np.unique(people).tolist():
+        if source := _source_of(person):
+            named.setdefault(source, []).append(person)
+    return {source: np.array(members) for source, members in sorted(named.items())}
 
 
 def evaluate_text_search(
@@ -110,8 +136,8 @@ def evaluate_text_search(
 ) -> dict[str, Any]:
     """How well captions find their people: rank-k and mAP over crops, and over crops pooled per person and camera (as a tracklet is).
 
-    Every caption is a query; the gallery is all crops of the people named in the captions, and the distractors.
-
+    Every caption is a query; the gallery is all crops of the people named in the captions, and the distractors. "persons" ranks people
+    by the best of their pooled vectors. "sources": each source's queries against its own people alone, without distractors.
     ``dump``: a file for the similarity matrix and its labels (.npz). A caption in which nothing can be seen ranks
     the gallery in file order.
     Raises NotFoundError, BadInputError, UnreadableMediaError.
@@ -125,18 +151,51 @@ def evaluate_text_search(
     wanted = np.array([person for person, _ in asked])
     similarity = words @ looks.T  # (Q, G)
     pooled, owners = _pooled(looks, crops)
+    by_tracklet = words @ pooled.T  # (Q, T)
     if dump is not None:
         np.savez(dump, similarity=similarity, query_person=wanted, gallery_person=crops.person, gallery=_names(crops))
-    by_crop = ranking_figures(ranked_hits(similarity, wanted[:, None] == crops.person[None]))
-    by_tracklet = ranking_figures(ranked_hits(words @ pooled.T, wanted[:, None] == owners[None]))
+    sources = {}
+    for source, members in _sources(wanted).items():
+        asking, in_crops, in_tracklets = (np.isin(labels, members) for labels in (wanted, crops.person, owners))
+        sources[source] = {
+            **_by_crop_tracklet_and_person(
+                similarity[np.ix_(asking, in_crops)],
+                by_tracklet[np.ix_(asking, in_tracklets)],
+                wanted[asking],
+                crops.person[in_crops],
+                owners[in_tracklets],
+            ),
+            "people": len(members),
+        }
     return {
-        "crops": _plain(by_crop, len(crops.paths)),
-        "tracklets": _plain(by_tracklet, len(owners)),
+        **_by_crop_tracklet_and_person(similarity, by_tracklet, wanted, crops.person, owners),
         "people": len(set(wanted.tolist())),
+        "sources": sources,
         "captions_not_understood": refused,
         "space": appearance.space,
         "elapsed_s": round(time.monotonic() - started_s, 2),
     }
+
+
+def _by_crop_tracklet_and_person(
+    by_crop: Float32, by_tracklet: Float32, wanted: NDArray[np.str_], in_crops: NDArray[np.str_], in_tracklets: NDArray[np.str_]
+) -> dict[str, dict[str, Any]]:
+    """The figures of three galleries; similarities (Q, crops) and (Q, tracklets), the people asked for and those of each gallery."""
+    by_person, people = _best_of_each(by_tracklet, in_tracklets)
+    return {
+        "crops": _figures(by_crop, wanted, in_crops),
+        "tracklets": _figures(by_tracklet, wanted, in_tracklets),
+        "persons": _figures(by_person, wanted, people),
+    }
+
+
+def _best_of_each(by_tracklet: Float32, owners: NDArray[np.str_]) -> tuple[Float32, NDArray[np.str_]]:
+    """Similarity to each person's best tracklet (Q, P), and who they are; every distractor is somebody of its own."""
+    keys = [person if person != NOBODY else f"/{row}" for row, person in enumerate(owners.tolist())]
+    people, owner = np.unique(keys, return_inverse=True)
+    best = np.full((len(people), len(by_tracklet)), -np.inf, np.float32)
+    np.maximum.at(best, owner, by_tracklet.T)
+    return best.T, people
 
 
 def _words(asked: Sequence[tuple[str, str]], text: TextEncoder, dimensions: int) -> tuple[Float32, int]:
@@ -166,7 +225,8 @@ def _pooled(vectors: Float32, crops: Crops) -> tuple[Float32, NDArray[np.str_]]:
 def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, dump: Path | None = None) -> dict[str, Any]:
     """How well a crop finds the same person in another camera: rank-k and mAP.
 
-    Every crop of camera a is a query; the gallery is all crops of camera b, the distractors' among them.
+    Every crop of camera a is a query; the gallery is all crops of camera b, the distractors' among them. "sources": each source's
+    queries against its own people alone, without distractors.
     ``dump``: a file for the similarity matrix and its labels (.npz). Raises NotFoundError, UnreadableMediaError, BadInputError.
     """
     started_s = time.monotonic()
@@ -176,7 +236,6 @@ def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, du
     if not queries.paths or not gallery.paths:
         raise BadInputError(f"{persons} must hold crops of cameras a and b (a1.jpg, b1.jpg), got {sorted(set(crops.camera.tolist()))}")
     similarity = _encode(queries.paths, body) @ _encode(gallery.paths, body).T  # (Q, G)
-    same = queries.person[:, None] == gallery.person[None]
     if dump is not None:
         np.savez(
             dump,
@@ -186,10 +245,16 @@ def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, du
             query=_names(queries),
             gallery=_names(gallery),
         )
-    figures = ranking_figures(ranked_hits(similarity, same))
+    sources = {}
+    for source, members in _sources(queries.person).items():
+        asking, held = np.isin(queries.person, members), np.isin(gallery.person, members)
+        if held.any():
+            figures = _figures(similarity[np.ix_(asking, held)], queries.person[asking], gallery.person[held])
+            sources[source] = {**figures, "people": len(members)}
     return {
-        **_plain(figures, len(gallery.paths)),
+        **_figures(similarity, queries.person, gallery.person),
         "people": len(set(queries.person.tolist())),
+        "sources": sources,
         "space": body.space,
         "elapsed_s": round(time.monotonic() - started_s, 2),
     }

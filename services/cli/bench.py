@@ -44,3 +44,31 @@ def search(
     from services.bench_search import bench_search
 
     show(bench_search(count=count, dimension=dimension, folder=folder), json)
+
+
+@bench.command()
+def retriever(
+    context: typer.Context,
+    video: Annotated[Path | None, typer.Option(help="Footage; default: the demo's clip.")] = None,
+    frames_per_batch: Annotated[int, typer.Option(min=1, help="Frames of one forward pass.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, help="Rounds, each with frames of its own; the slow peer runs in two of them.")] = 6,
+    osnet: Annotated[Path | None, typer.Option(help="OSNet as ONNX, for the light two-stage peer.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every network.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """One frame with 1, 10 and 100 descriptions, beside two-stage ways; CPU, and GPU where there is one."""
+    from services.bench_retriever import bench_retriever
+
+    state: State = context.obj
+    show(
+        bench_retriever(
+            state.settings,
+            video,
+            frames_per_batch=frames_per_batch,
+            batches=batches,
+            osnet=osnet,
+            threads=threads,
+            say=lambda text: typer.echo(text, err=True),
+        ),
+        json,
+    )

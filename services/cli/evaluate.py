@@ -80,3 +80,36 @@ def reid(
 
     state: State = context.obj
     show(measure_reid(state.settings, persons, distractors, dump), json)
+
+
+@evaluate.command("full-frames")
+def full_frames(
+    context: typer.Context,
+    video: Annotated[Path | None, typer.Option(help="Footage.")] = None,
+    ground_truth: Annotated[Path | None, typer.Option(help="MOT text file: frame, id, left, top, width, height, ...")] = None,
+    described: Annotated[Path | None, typer.Option(help="JSON lines with clip, track, twins and captions.")] = None,
+    frames: Annotated[Path | None, typer.Option(help="Instead of footage: folder of JPEGs, truth.jsonl and described.jsonl.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Look at every Nth frame; default 5 of footage, 1 of a folder.")] = None,
+    peer: Annotated[bool, typer.Option("--peer", help="Also search the two-stage way, on the same boxes.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write the best five of each person here (JPEG).")] = None,
+    heat: Annotated[Path | None, typer.Option(help="Write where the network looks for one description here (JPEG).")] = None,
+    dump: Annotated[Path | None, typer.Option(help="Write boxes, similarities and truth here (.npz).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """R@1, R@5, R@10, mAP and AP50 of captions against whole frames, over all frames and within each."""
+    from services.wiring import measure_full_frames
+
+    state: State = context.obj
+    result = measure_full_frames(
+        state.settings,
+        video=video,
+        ground_truth=ground_truth,
+        described=described,
+        frames=frames,
+        every=every,
+        with_peer=peer,
+        sheet=sheet,
+        heat=heat,
+        dump=dump,
+    )
+    show(result, json)

@@ -97,6 +97,48 @@ def test_people_may_be_links_to_a_larger_collection(persons: Path, tmp_path: Pat
     assert evaluate_reid(few, None, MeanColour())["queries"] == 2
 
 
+def test_every_figure_has_an_interval_over_people(persons: Path, tmp_path: Path) -> None:
+    lines = [{"person": "anna", "caption": "red"}, {"person": "bert", "caption": "red"}]  # bert is described wrongly
+    figures = evaluate_text_search(persons, captions(tmp_path, *lines), None, MeanColour(), MeanColour())
+    assert figures["crops"]["rank_1"] == 0.5
+    assert figures["crops"]["intervals"]["rank_1"] == [0.0, 1.0]
+    assert set(figures["persons"]["intervals"]) == {"rank_1", "rank_10", "mAP"}
+    assert evaluate_reid(persons, None, MeanColour())["intervals"]["mAP"] == [1.0, 1.0]
+
+
+def test_people_are_ranked_by_their_best_vector_and_strangers_stay_apart(persons: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("a1.png", "a2.png"):
+        cv2.imwrite(str(others / name), np.full((40, 20, 3), 90, np.uint8))
+    cv2.imwrite(str(persons / "anna" / "b1.jpg"), np.full((40, 20, 3), 200, np.uint8))  # red from one side only
+    figures = evaluate_text_search(persons, captions(tmp_path, {"person": "anna", "caption": "red"}), others, MeanColour(), MeanColour())
+    assert (figures["persons"]["gallery"], figures["persons"]["rank_1"], figures["persons"]["mAP"]) == (3, 1.0, 1.0)
+    assert figures["tracklets"]["gallery"] == 4
+
+
+def test_each_source_is_measured_alone(persons: Path, tmp_path: Path) -> None:
+    for old, new in (("anna", "one_anna"), ("bert", "one_bert"), ("cleo", "two_cleo")):
+        (persons / old).rename(persons / new)
+    others = tmp_path / "others"
+    others.mkdir()
+    cv2.imwrite(str(others / "b1.png"), np.full((40, 20, 3), 90, np.uint8))
+    lines = [{"person": person, "caption": "red"} for person in ("one_anna", "one_bert", "two_cleo")]
+    sources = evaluate_text_search(persons, captions(tmp_path, *lines), others, MeanColour(), MeanColour())["sources"]
+    assert {source: figures["crops"]["gallery"] for source, figures in sources.items()} == {"one": 6, "two": 3}
+    assert {source: figures["crops"]["rank_1"] for source, figures in sources.items()} == {"one": 0.5, "two": 1.0}
+    assert {source: figures["persons"]["gallery"] for source, figures in sources.items()} == {"one": 2, "two": 1}
+    sources = evaluate_reid(persons, others, MeanColour())["sources"]
+    assert {source: (figures["gallery"], figures["queries"], figures["people"]) for source, figures in sources.items()} == {
+        "one": (2, 4, 2),
+        "two": (1, 2, 1),
+    }
+
+
+def test_people_without_a_source_in_their_name_are_not_split(persons: Path) -> None:
+    assert evaluate_reid(persons, None, MeanColour())["sources"] == {}
+
+
 def test_bad_input_is_named(persons: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="empty"):
         evaluate_reid(tmp_path / "empty", None, MeanColour())
