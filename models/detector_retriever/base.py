@@ -113,7 +113,8 @@ class Base(nn.Module):  # type: ignore[misc]
         """With the weights of the NanoDet of the registry. Raises UnreadableMediaError when the file is another network."""
         base = cls()
         base.load_state_dict(_state(path, base.state_dict()))
-        return base.eval()
+        base.eval()
+        return base
 
 
 def _resized(x: torch.Tensor, scale: float) -> torch.Tensor:
@@ -121,7 +122,7 @@ def _resized(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _state(path: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Kernels and biases in the order of the graph, under the names of ``wanted``: the graph is a chain, so their order is the network's."""
+    """Kernels and biases in the order of the graph, under the names of ``wanted``: the graph is a chain in the network's order."""
     graph = onnx.load(path).graph
     stored = {each.name: each for each in graph.initializer}
     kernels = [node.input[1] for node in graph.node if node.op_type == "Conv"]

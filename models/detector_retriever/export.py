@@ -101,8 +101,8 @@ def export_people(net: IdNet, path: Path) -> None:
     graph = Graph()
 
     def region(maps: str, rows: int, columns: int, scale: float) -> str:
-        size = {"output_height": rows, "output_width": columns}
-        return graph.node("RoiAlign", [maps, "boxes", "picture"], **size, sampling_ratio=2, spatial_scale=scale, mode="avg")
+        inputs, size = [maps, "boxes", "picture"], {"output_height": rows, "output_width": columns}
+        return graph.node("RoiAlign", inputs, "", **size, sampling_ratio=2, spatial_scale=scale, mode="avg")
 
     fine, middle = region("fine", ROWS, COLUMNS, 1 / 4), region("middle", ROWS, COLUMNS, 1 / 8)
     pixels = region("pictures", PIXEL_ROWS, PIXEL_COLUMNS, 1.0)
@@ -110,8 +110,9 @@ def export_people(net: IdNet, path: Path) -> None:
     late = graph.stage(early, net.late)  # (N, 512, 6, 2)
     last = graph.weight(np.array([3], np.int64))
     rows = graph.node("ReduceMean", [early, last], keepdims=1)  # (N, 256, 12, 1)
-    colours = graph.layer(graph.layer(pixels, net.colours[0]), net.colours[1])  # (N, 32, 48, 16)
-    weighed = graph.node("ReduceSum", [graph.node("Mul", [colours, graph.weight(net.columns)]), last], keepdims=1)  # (N, 32, 48, 1)
+    colours = graph.node("Softmax", [graph.convolution(pixels, net.colours)], axis=1)  # (N, 48, 48, 16)
+    weighed = graph.node("ReduceSum", [graph.node("Mul", [colours, graph.weight(net.columns)]), last], keepdims=1)  # (N, 48, 48, 1)
+    histogram = graph.node("Add", [graph.pooled_rows(weighed, PIXEL_ROWS, COLOUR_STRIPES), graph.weight(np.float32(1e-4), is_exact=True)])
     whole = graph.node("GlobalAveragePool", [late])
     joined = graph.node(
         "Concat",
@@ -119,7 +120,7 @@ def export_people(net: IdNet, path: Path) -> None:
             graph.flat(whole),
             graph.flat(graph.node("GlobalMaxPool", [late])),
             graph.flat(graph.pooled_rows(rows, ROWS // 2, STRIPES)),
-            graph.flat(graph.pooled_rows(weighed, PIXEL_ROWS, COLOUR_STRIPES)),
+            graph.flat(graph.node("Sqrt", [histogram])),
         ],
         axis=1,
     )  # (N, F)
@@ -131,8 +132,7 @@ def export_people(net: IdNet, path: Path) -> None:
     scales = [graph.flat(whole)]
     for parts in (2, 3):
         pooled = graph.node("Squeeze", [graph.pooled_rows(rows, ROWS // 2, parts), last])  # (N, 256, parts)
-        for place in range(parts):
-            scales.append(graph.node("Gather", [pooled, graph.weight(np.array(place, np.int64))], axis=2))
+        scales += [graph.node("Gather", [pooled, graph.weight(np.array(place, np.int64))], axis=2) for place in range(parts)]
     made = [graph.linear(scale, part.weight.T, part.bias) for scale, part in zip(scales, net.parts, strict=True)]
     one = graph.weight(np.array([1], np.int64))
     graph.node("Concat", [graph.node("Unsqueeze", [each, one]) for each in made], "parts", axis=1)
@@ -194,4 +194,5 @@ def term_names(terms: list[Term]) -> Array:
 
 
 def _half(values: torch.Tensor) -> Array:
-    return values.detach().cpu().float().numpy().astype(np.float16)
+    array: Array = values.detach().cpu().float().numpy()
+    return array.astype(np.float16)

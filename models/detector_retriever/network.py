@@ -21,7 +21,8 @@ ROWS, COLUMNS = 24, 8  # cells of a region
 PIXEL_ROWS, PIXEL_COLUMNS = 48, 16
 STRIPES = 6  # of the ID-Net's own map
 COLOUR_STRIPES = 8
-COLOURS = 32
+COLOURS = 48
+COLOUR_SOFTNESS = 0.3  # squared distance in standardised BGR at which a colour counts e^-1 as much
 DIMENSIONS = 256
 PARTS = 6  # global, two regions, three stripes: SDRPN's three scales
 ATTRIBUTE_SCALE = 10.0
@@ -37,7 +38,7 @@ class Regions(NamedTuple):
 
 
 def regions_of(fine: torch.Tensor, middle: torch.Tensor, pictures: torch.Tensor, boxes: torch.Tensor) -> Regions:
-    """The regions of N people from the maps of stride 4 and 8: boxes (N, 5), index in the batch and xyxy in network pixels; pictures (B, 3, H, W)."""
+    """The regions of N people from the maps of stride 4 and 8. boxes (N, 5): index in the batch, xyxy in network pixels."""
     return Regions(
         roi_align(fine, boxes, (ROWS, COLUMNS), 1 / 4, 2, True),
         roi_align(middle, boxes, (ROWS, COLUMNS), 1 / 8, 2, True),
@@ -62,23 +63,29 @@ class IdNet(nn.Module):  # type: ignore[misc]
         self.fuse = Convolution(64, 128, 1, is_activated=False)
         self.early = CspStage(128, 2, 2)
         self.late = CspStage(256, 3, 2)
-        self.colours = nn.Sequential(Convolution(3, COLOURS, 1), Convolution(COLOURS, COLOURS, 1))
+        self.colours = nn.Conv2d(3, COLOURS, 1)
         width = 2 * 512 + STRIPES * 256 + COLOUR_STRIPES * COLOURS
         self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
         self.body = nn.Linear(width, DIMENSIONS)
         self.text = nn.Linear(width, DIMENSIONS)
-        self.attributes = nn.Linear(DIMENSIONS, attributes)  # read from the text-aligned vector, so that an index can be asked for them later
+        self.attributes = nn.Linear(DIMENSIONS, attributes)  # of the text-aligned vector: an index can be asked for them later
         self.parts = nn.ModuleList([nn.Linear(512, DIMENSIONS)] + [nn.Linear(256, DIMENSIONS) for _ in range(PARTS - 1)])
         nn.init.zeros_(self.fuse.convolution.weight)
         nn.init.zeros_(self.fuse.convolution.bias)
         column = torch.tensor([0.4, 0.8, 1.2, 1.6, 1.6, 1.2, 0.8, 0.4]).repeat_interleave(2) / 16
         self.register_buffer("columns", column)
 
-    def start_from(self, base: Base) -> None:
-        """Take the base's stages of stride 16 and 32 as a start."""
+    def start_from(self, base: Base, colours: torch.Tensor) -> None:
+        """Take the base's stages of stride 16 and 32 as a start, and usual colours (48, 3), standardised BGR.
+
+        A softmax over 1×1 convolutions is a soft assignment to the nearest colour: softmax(-|x - c|² / s) = softmax((2 c·x - |c|²) / s).
+        """
         self.early.load_state_dict(base.stages[2].state_dict())
         self.late.load_state_dict(base.stages[3].state_dict())
+        with torch.no_grad():
+            self.colours.weight.copy_((2 / COLOUR_SOFTNESS * colours)[..., None, None])
+            self.colours.bias.copy_(-colours.square().sum(1) / COLOUR_SOFTNESS)
 
     def forward(self, regions: Regions) -> Looks:
         """See Looks; vectors are not normalised."""
@@ -87,8 +94,8 @@ class IdNet(nn.Module):  # type: ignore[misc]
         late = self.late(early)  # (N, 512, 6, 2)
         rows = early.mean(3)  # (N, 256, 12)
         stripes = functional.adaptive_avg_pool1d(rows, STRIPES)  # (N, 256, 6)
-        colours = (self.colours(regions.pixels) * self.columns).sum(3)  # (N, 32, 48)
-        colours = functional.adaptive_avg_pool1d(colours, COLOUR_STRIPES)  # (N, 32, 8)
+        colours = (self.colours(regions.pixels).softmax(1) * self.columns).sum(3)  # (N, 48, 48): a histogram per row
+        colours = (functional.adaptive_avg_pool1d(colours, COLOUR_STRIPES) + 1e-4).sqrt()  # (N, 48, 8)
         whole = late.mean((2, 3))  # (N, 512)
         joined = torch.cat([whole, late.amax((2, 3)), stripes.flatten(1), colours.flatten(1)], 1)
         features = self.dropout(self.norm(joined))  # (N, F)
@@ -148,8 +155,6 @@ class WordNet(nn.Module):  # type: ignore[misc]
         vectors = self.words(ids) * is_word[..., None]  # (B, L, E)
         heard = torch.relu(self.convolution(vectors.transpose(1, 2))).transpose(1, 2) * is_word[..., None]  # (B, L, H)
         sentence = functional.dropout(heard.amax(1), 0.3, self.training)  # (B, H)
-        member = (
-            functional.one_hot(said.clauses, CLAUSES).bool() & is_word[..., None]
-        )  # (B, L, C)
+        member = functional.one_hot(said.clauses, CLAUSES).bool() & is_word[..., None]  # (B, L, C)
         clauses = torch.stack([(heard * member[..., c, None]).amax(1) for c in range(CLAUSES)], 1)  # (B, C, H)
         return Heard(self.sentence(sentence) + self.terms(terms), self.clause(clauses), member.any(1), self.word(heard), is_word)

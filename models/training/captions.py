@@ -36,7 +36,7 @@ class Caption:
 
 
 def read_captions(data: Path, row_of: Mapping[str, int]) -> list[Caption]:
-    """Human captions (captions.jsonl), and the model-written ones and their phrases where they are not doubtful (captions_written.jsonl)."""
+    """Human captions (captions.jsonl); model-written ones and their phrases where not doubtful (captions_written.jsonl)."""
     captions = []
     for line in read_lines(data / "captions.jsonl"):
         rows = tuple(row_of[name] for name in line["images"] if name in row_of) if line.get("exact_image", True) else ()
@@ -65,15 +65,19 @@ def vocabulary_of(descriptions: Sequence[Description]) -> Vocabulary:
     return Vocabulary(known, {term: index for index, term in enumerate(sorted(t for t, count in terms.items() if count >= RARE_TERM))})
 
 
-def attribute_targets(captions: Sequence[Caption]) -> tuple[list[Term], dict[str, Float32]]:
-    """For every described person and term: 1 said often, 0 never said where it would have been, NaN not known."""
+def attribute_targets(captions: Sequence[Caption], terms: Sequence[Term] | None = None) -> tuple[list[Term], dict[str, Float32]]:
+    """For every described person and term: 1 said often, 0 never said where it would have been, NaN not known.
+
+    terms: those wanted; None: those said often of enough people.
+    """
     said: dict[str, Counter[Term]] = defaultdict(Counter)
     counted: Counter[str] = Counter()
     for caption in captions:
         said[caption.person].update(term for term, sign in parse(caption.text).terms().items() if sign > 0)
         counted[caption.person] += 1
     people = Counter(term for name, counts in said.items() for term, count in counts.items() if count / counted[name] >= MENTIONED_OFTEN)
-    terms = sorted(term for term, count in people.items() if count >= 2 * RARE_TERM and term[0] not in NO_HEADS)
+    if terms is None:
+        terms = sorted(term for term, count in people.items() if count >= 2 * RARE_TERM and term[0] not in NO_HEADS)
     targets = {}
     for name, count in counted.items():
         row = np.full(len(terms), np.nan, np.float32)
@@ -84,4 +88,4 @@ def attribute_targets(captions: Sequence[Caption]) -> tuple[list[Term], dict[str
             elif said[name][term] == 0 and (term[0] in groups if term[0] in GROUPS else count >= 3):
                 row[index] = 0  # another colour was named there; or nobody of several writers saw it
         targets[name] = row
-    return terms, targets
+    return list(terms), targets

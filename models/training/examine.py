@@ -49,13 +49,14 @@ def ranked(similarity: Float32, is_match: Booleans, is_ignored: Booleans | None 
     return {**{name: round(100 * value, 1) for name, value in named.items()}, "queries": measured.queries, "gallery": similarity.shape[1]}
 
 
-def pool(vectors: Float32, person: Strings, camera: Strings) -> tuple[Float32, Strings]:
-    """One vector per person and camera: what a tracklet is in life."""
+def pool(vectors: Float32, person: Strings, camera: Strings, is_unit: bool = True) -> tuple[Float32, Strings]:
+    """The mean vector per person and camera, what a tracklet is in life, of length 1 unless ``is_unit`` is false; and the people."""
     keys = np.array([f"{who}/{where}" for who, where in zip(person, camera, strict=True)])
     names, owner = np.unique(keys, return_inverse=True)
     sums = np.zeros((len(names), vectors.shape[1]), np.float32)
     np.add.at(sums, owner, vectors)
-    return unit(sums), np.array([name.split("/")[0] for name in names])
+    means = (sums / np.bincount(owner)[:, None]).astype(np.float32)
+    return unit(means) if is_unit else means, np.array([name.split("/")[0] for name in names])
 
 
 def fit_logistic(values: Float32, is_true: Booleans, weight: Float32 | None = None) -> tuple[float, float]:

@@ -21,15 +21,16 @@ from torch.nn import functional
 
 from models.detector_retriever.base import Base
 from models.detector_retriever.network import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, Regions, regions_of
+from models.detector_retriever.runtime import CANVAS_HEIGHT_PX, CANVAS_WIDTH_PX, CROP_HEIGHT_PX, on_canvas
+from models.detector_retriever.words import unit
 from models.nanodet import MEAN_BGR, STD_BGR
+from models.preprocess import open_session
 from models.training.compose import Composer, backgrounds, cutouts
 from pipeline.errors import NotFoundError, UnreadableMediaError
 
 Say = Callable[[str], None]
 Uint8 = NDArray[np.uint8]
 
-CANVAS_HEIGHT_PX, CANVAS_WIDTH_PX = 288, 128  # a crop alone
-CROP_HEIGHT_PX = 256
 SCENE_WIDTH_PX, SCENE_HEIGHT_PX, SCENE_PEOPLE = 640, 480, 12
 TALLEST_PX = (120.0, 230.0, 300.0)  # of a scene's people, drawn per scene: near and far cameras
 JITTER = 0.04  # of a box's sides
@@ -48,17 +49,6 @@ def tensor_of(pictures: Sequence[Uint8]) -> torch.Tensor:
     """BGR pictures of one size, standardised: (B, 3, H, W)."""
     stacked = (np.stack(pictures).astype(np.float32) - MEAN_BGR) / STD_BGR
     return torch.from_numpy(stacked.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=torch.channels_last)
-
-
-def on_canvas(picture: Uint8, height: int, top: int | None = None, left: int | None = None) -> tuple[Uint8, tuple[int, int, int, int]]:
-    """A crop scaled to ``height`` px on a canvas of its own edge pixels, in the middle unless placed; and its box there, xyxy."""
-    width = min(max(round(height * picture.shape[1] / picture.shape[0]), 24), CANVAS_WIDTH_PX)
-    scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR)
-    top = (CANVAS_HEIGHT_PX - height) // 2 if top is None else top
-    left = (CANVAS_WIDTH_PX - width) // 2 if left is None else left
-    below, right = CANVAS_HEIGHT_PX - height - top, CANVAS_WIDTH_PX - width - left
-    canvas: Any = cv2.copyMakeBorder(scaled, top, below, left, right, cv2.BORDER_REPLICATE)
-    return canvas, (left, top, left + width, top + height)
 
 
 def altered(picture: Uint8, random: np.random.Generator) -> Uint8:
@@ -94,8 +84,7 @@ class Stored:
         opened: dict[str, Any] = {}
         for name, shape in shapes.items():
             path, kind = prefix.with_name(f"{prefix.name}_{name}.npy"), np.uint8 if name == "pixels" else np.float16
-            made = rows is not None
-            opened[name] = np.lib.format.open_memmap(path, "w+", kind, (rows, *shape)) if made else np.load(path, mmap_mode="r")
+            opened[name] = np.load(path, mmap_mode="r") if rows is None else np.lib.format.open_memmap(path, "w+", kind, (rows, *shape))
         return cls(**opened)
 
     def write(self, start: int, regions: Regions) -> None:
@@ -132,16 +121,21 @@ def make_views(data: Path, folder: Path, base: Base, count: int, seed: int, say:
             drawn = [_drawn(data / "persons" / name, random if view else None) for name in names[start : start + BATCH]]
             boxes = torch.tensor([[row, *box] for row, (_, box) in enumerate(drawn)], dtype=torch.float32)
             pictures = tensor_of([canvas for canvas, _ in drawn])
-            stored.write(start, regions_of(*_low_maps(base, pictures), pictures, boxes))
+            fine, middle = _low_maps(base, pictures)
+            stored.write(start, regions_of(fine, middle, pictures, boxes))
         done.touch()
         say(f"view {view + 1} of {count}: {len(names)} crops")
 
 
-def _drawn(path: Path, random: np.random.Generator | None) -> tuple[Uint8, tuple[int, int, int, int]]:
+def _read(path: Path) -> Uint8:
     picture = cv2.imread(str(path))
     if picture is None:
         raise UnreadableMediaError(f"{path} must be a picture that can be decoded")
-    bgr = np.asarray(picture, np.uint8)
+    return np.asarray(picture, np.uint8)
+
+
+def _drawn(path: Path, random: np.random.Generator | None) -> tuple[Uint8, tuple[int, int, int, int]]:
+    bgr = _read(path)
     if random is None:
         return on_canvas(bgr, CROP_HEIGHT_PX)
     bgr, height = altered(bgr, random), int(random.uniform(96, CROP_HEIGHT_PX + 1))
@@ -194,6 +188,19 @@ def make_scenes(data: Path, folder: Path, base: Base, rounds: int, held_out: set
             say(f"scene {scene + 1} of {len(plans)}")
     np.save(folder / "people.npy", np.array(people, np.float64))
     done.touch()
+
+
+def make_teacher(data: Path, folder: Path, path: Path) -> None:
+    """What a re-identification network says of every crop: teacher.npy, float32 (N, D) of length 1. path: ONNX, (B, 3, 256, 128) RGB."""
+    if (folder / "teacher.npy").exists():
+        return
+    session: Any = open_session(path)
+    given, mean, spread = session.get_inputs()[0].name, np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    vectors = []
+    for name in crop_names(data / "persons"):
+        rgb = cv2.resize(_read(data / "persons" / name), (128, 256))[..., ::-1] / 255.0
+        vectors.append(session.run(None, {given: ((rgb - mean) / spread).astype(np.float32).transpose(2, 0, 1)[None]})[0][0])
+    np.save(folder / "teacher.npy", unit(np.stack(vectors)))
 
 
 def _groups(names: Sequence[str], rounds: int, random: np.random.Generator) -> list[list[str]]:
