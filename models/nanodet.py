@@ -18,7 +18,7 @@ PERSON = 0
 
 
 class NanoDetDetector(TiledDetector):
-    """NanoDet 416; the embedded default.
+    """NanoDet 416; the base of the detector-retriever.
 
     Calibrated on Town Centre, checked on PETS (slope 3.0 on both, offsets -1.2 and -0.7): raw 0.55 is 0.5.
     """

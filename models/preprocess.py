@@ -39,11 +39,11 @@ def network_size(frame_width: int, frame_height: int, side: int, stride: int = 3
     return min(whole[0], side), min(whole[1], side)
 
 
-def open_session(path: Path, threads: int = 1) -> Any:
+def open_session(model: Path | bytes, threads: int = 1) -> Any:
     """An onnxruntime session on the CPU whose threads do not spin when idle: a machine is shared with decoders and other cameras."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])

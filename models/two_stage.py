@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SpaceMismatchError
 from pipeline.geometry import clip_to_frame
-from pipeline.ports import AppearanceEncoder, Detector, Sought, TextEncoder
-from pipeline.types import Detections, Frame
+from pipeline.ports import Detector, LookEncoder, Sought, TextEncoder
+from pipeline.types import TEXT, Detections, Frame
 
 Float32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -23,11 +23,12 @@ Pixels = NDArray[np.uint8]
 class TwoStage:
     """Retriever: detect, cut out, encode, compare. It draws no heat. Raises SpaceMismatchError when the encoders do not belong together."""
 
-    def __init__(self, detector: Detector, appearance: AppearanceEncoder, text: TextEncoder) -> None:
-        if appearance.space != text.space:
-            raise SpaceMismatchError(appearance.space, text.space)
-        self.name = f"{detector.name} + {appearance.space}"
-        self.detector, self.appearance, self.text = detector, appearance, text
+    def __init__(self, detector: Detector, looks: LookEncoder, text: TextEncoder) -> None:
+        space = looks.spaces.get(TEXT, "none")
+        if space != text.space:
+            raise SpaceMismatchError(space, text.space)
+        self.name = f"{detector.name} + {space} of crops"
+        self.detector, self.looks, self.text = detector, looks, text
 
     def ask(self, descriptions: Sequence[str]) -> Float32:
         """Vectors of the descriptions, (Q, D)."""
@@ -41,7 +42,7 @@ class TwoStage:
     def _similarity(self, frame: Frame, found: Detections, asked: Float32) -> Float32:
         if not len(found):
             return np.zeros((0, len(asked)), np.float32)
-        looks = self.appearance.encode([cut_out(frame, box) for box in found.xyxy])  # (N, D)
+        looks = self.looks.encode([cut_out(frame, box) for box in found.xyxy])[TEXT].values  # (N, D)
         return np.asarray(looks @ asked.T, np.float32)  # (N, Q)
 
 

@@ -1,7 +1,8 @@
 """From a track to a tracklet: its best shots, their vectors pooled, its plain attributes, and when to say so again.
 
 One EmbedStage per camera. ``observe`` looks at every tracked box of a frame and costs microseconds unless the box is a better
-shot; ``revisions`` encodes the new shots of all tracks that are due in one batch.
+shot, which keeps the vectors that the detector gave for it; ``revisions`` encodes, in one batch over all tracks that are due, the new
+shots of a detector that gives none.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Float32, areas, clip_to_frame, feet, inside_polygon, intersections
-from pipeline.ports import AppearanceEncoder, BodyEncoder, Face, FaceEncoder
-from pipeline.types import BODY, TEXT, Attribute, Camera, CropReference, Embedding, Frame, Tracklet
+from pipeline.ports import Face, FaceEncoder, LookEncoder
+from pipeline.types import TEXT, Attribute, Camera, CropReference, Embedding, Frame, Tracklet, Vectors
 
 Pixels = NDArray[np.uint8]
 
@@ -66,16 +67,17 @@ class EmbedRules:
 
 @dataclass(slots=True, eq=False)
 class Shot:
-    """One look at a person. slot: its place in the media store; the vectors are filled in when it is first encoded."""
+    """One look at a person. slot: its place in the media store; vectors: by modality, from the detector or filled in by the encoder;
+    is_encoded: its vectors are whole and its face was looked for."""
 
     slot: int
     at_ns: int
     box: tuple[float, float, float, float]
     crop: Pixels
     quality: float
-    body: NDArray[np.float32] | None = None
-    text: NDArray[np.float32] | None = None
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     face: Face | None = None
+    is_encoded: bool = False
     is_stored: bool = False
 
 
@@ -101,7 +103,7 @@ class Revision:
 
 @dataclass(slots=True)
 class EmbedTimes:
-    """Seconds spent since the stage was made, for the metrics."""
+    """Seconds spent since the stage was made, for the metrics. shots_encoded: crops that went through the encoder."""
 
     observe_s: float = 0.0
     encode_s: float = 0.0
@@ -239,20 +241,19 @@ class _Growing:
 class EmbedStage:
     """Best shots, vectors and attributes of one camera's people; makes the revisions of their tracklets.
 
-    body, appearance, face: encoders; face may be None. Every revision of a replay is the same, number for number.
+    looks: its spaces are those of every tracklet, and it encodes the shots for which the detector gave no vectors in them; face may be
+    None. Every revision of a replay is the same, number for number.
     """
 
     def __init__(
         self,
         camera: Camera,
-        body: BodyEncoder,
-        appearance: AppearanceEncoder | None,
+        looks: LookEncoder,
         face: FaceEncoder | None = None,
         rules: EmbedRules | None = None,
     ) -> None:
         self._camera = camera
-        self._body = body
-        self._appearance = appearance
+        self._looks = looks
         self._face = face
         self._rules = rules or EmbedRules()
         self._growing: dict[str, _Growing] = {}
@@ -266,10 +267,16 @@ class EmbedStage:
         xyxy: Float32,
         confidence: NDArray[np.float32],
         occlusion: NDArray[np.float32] | None = None,
+        vectors: Mapping[str, Vectors] | None = None,
     ) -> None:
-        """Take in the N tracked boxes of a frame: ids, boxes (N, 4), confidence (N,), occlusion (N,) 0..1 (None: from the boxes)."""
+        """Take in the N tracked boxes of a frame: ids, boxes (N, 4), confidence (N,), occlusion (N,) 0..1 (None: from the boxes).
+
+        vectors: by modality, what the detector gave for the same N boxes; a row of zeros, or of another space than the encoder's, is
+        no vector. Raises ValueError when the lengths differ.
+        """
         if not len(tracklet_ids) == len(xyxy) == len(confidence):
             raise ValueError(f"ids, boxes and confidence must share N, got {len(tracklet_ids)}, {len(xyxy)}, {len(confidence)}")
+        given = self._known(vectors or {}, len(xyxy))
         started = time.perf_counter()
         hidden = occlusions(xyxy) if occlusion is None else occlusion
         hidden = 1 - (1 - hidden) * (1 - crowding(xyxy))
@@ -279,7 +286,11 @@ class EmbedStage:
                 growing = self._growing[tracklet_id] = _Growing(BestShots(self._rules.best_shots))
             steady = growing.steadiness(float(xyxy[row, 3] - xyxy[row, 1]))
             shot = growing.shots.offer(frame.bgr, frame.captured_at_ns, xyxy[row], float(confidence[row]) * steady, float(hidden[row]))
-            if shot is not None and self._rules.keep_context:
+            if shot is None:
+                continue
+            # A copy: a row would hold on to the vectors of the whole frame.
+            shot.vectors = {modality: values[row].copy() for modality, values in given.items() if values[row].any()}
+            if self._rules.keep_context:
                 self._keep_context(growing, frame, shot)
         self.times.observe_s += time.perf_counter() - started
 
@@ -322,20 +333,27 @@ class EmbedStage:
     # ----------------------------------------------------------------------------------------- encode
 
     def _encode(self, due: Sequence[_Growing]) -> None:
-        """Vectors for every shot that has none yet, in batches over all people."""
-        fresh = [shot for growing in due for shot in growing.shots.shots if shot.body is None]
-        for first in range(0, len(fresh), self._rules.batch_size):
-            batch = fresh[first : first + self._rules.batch_size]
-            crops = [shot.crop for shot in batch]
-            for shot, vector in zip(batch, self._body.encode(crops), strict=True):
-                shot.body = vector
-            if self._appearance is not None:
-                for shot, vector in zip(batch, self._appearance.encode(crops), strict=True):
-                    shot.text = vector
-        if self._face is not None:
-            for shot in fresh:
+        """Vectors for every shot whose own are not whole, in batches over all people; a face for every new shot."""
+        fresh = [shot for growing in due for shot in growing.shots.shots if not shot.is_encoded]
+        bare = [shot for shot in fresh if shot.vectors.keys() != self._looks.spaces.keys()]
+        for first in range(0, len(bare), self._rules.batch_size):
+            batch = bare[first : first + self._rules.batch_size]
+            made = self._looks.encode([shot.crop for shot in batch])
+            for row, shot in enumerate(batch):
+                shot.vectors = {modality: vectors.values[row] for modality, vectors in made.items()} | shot.vectors
+        for shot in fresh:
+            shot.is_encoded = True
+            if self._face is not None:
                 shot.face = self._best_face(self._face, shot.crop)
-        self.times.shots_encoded += len(fresh)
+        self.times.shots_encoded += len(bare)
+
+    def _known(self, vectors: Mapping[str, Vectors], rows: int) -> dict[str, NDArray[np.float32]]:
+        """Those vectors (N, D), by modality, that lie in the encoder's spaces."""
+        known = {modality: each.values for modality, each in vectors.items() if self._looks.spaces.get(modality) == each.space}
+        for modality, values in known.items():
+            if len(values) != rows:
+                raise ValueError(f"vectors[{modality!r}] must be float32 ({rows}, D), one row per box, got {values.shape}")
+        return known
 
     def _best_face(self, encoder: FaceEncoder, crop: Pixels) -> Face | None:
         """The best face with a vector in the upper part of a person's crop."""
@@ -347,11 +365,8 @@ class EmbedStage:
 
     def _embeddings(self, shots: Sequence[Shot]) -> tuple[Embedding, ...]:
         qualities = [shot.quality for shot in shots]
-        bodies = [(shot.body, shot.quality) for shot in shots if shot.body is not None]
-        pooled = [pool([vector for vector, _ in bodies], [quality for _, quality in bodies], BODY, self._body.space)]
-        if self._appearance is not None:
-            texts = [shot.text for shot in shots if shot.text is not None]
-            pooled.append(pool(texts, qualities[: len(texts)], TEXT, self._appearance.space))
+        spaces = self._looks.spaces.items()
+        pooled = [pool([shot.vectors[modality] for shot in shots], qualities, modality, space) for modality, space in spaces]
         faces = [shot.face for shot in shots if shot.face is not None and shot.face.embedding is not None]
         best = max(faces, key=lambda face: face.quality, default=None)
         if best is not None:
@@ -391,18 +406,18 @@ class EmbedStage:
 
     def _attributes(self, growing: _Growing) -> tuple[Attribute, ...]:
         """The plain attributes; asked again only when a shot changed."""
-        if self._appearance is None:
+        if TEXT not in self._looks.spaces:
             return ()
         shots = growing.shots.shots
         moments = tuple(shot.at_ns for shot in shots)
         if moments != growing.attributes_of:
-            growing.attributes = self._appearance.attributes([shot.crop for shot in shots], [shot.quality for shot in shots])
+            vectors = np.stack([shot.vectors[TEXT] for shot in shots])  # (K, D)
+            growing.attributes = self._looks.attributes(vectors, [shot.quality for shot in shots])
             growing.attributes_of = moments
         return growing.attributes
 
     def _spaces(self) -> tuple[str, ...]:
-        encoders = (self._body, self._appearance, self._face)
-        return tuple(encoder.space for encoder in encoders if encoder is not None)
+        return (*self._looks.spaces.values(), *([self._face.space] if self._face is not None else []))
 
     # ---------------------------------------------------------------------------------------- context
 

@@ -20,6 +20,7 @@ from pipeline.types import (
     Frame,
     Sound,
     Tracklet,
+    Vectors,
 )
 
 # ---------------------------------------------------------------------------------------------- capture
@@ -98,13 +99,20 @@ class Retriever(Protocol):
         ...
 
 
-class BodyEncoder(Protocol):
-    """Crops to body vectors."""
+class LookEncoder(Protocol):
+    """Crops to vectors of several modalities, and plain attributes from those that words can be compared with."""
 
-    space: str
+    @property
+    def spaces(self) -> Mapping[str, str]:
+        """Modality -> space of what ``encode`` gives; that of TEXT is the TextEncoder's."""
+        ...
 
-    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """BGR uint8 (h, w, 3) crops of any size -> float32 (N, D), length 1."""
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> Mapping[str, Vectors]:
+        """BGR uint8 (h, w, 3) crops of any size -> modality -> their N vectors, one entry for each of ``spaces``."""
+        ...
+
+    def attributes(self, vectors: NDArray[np.float32], quality: Sequence[float]) -> tuple[Attribute, ...]:
+        """The plain attributes of one person from text-aligned vectors (K, D), weighted by quality (K,), most certain first."""
         ...
 
 
@@ -128,22 +136,8 @@ class FaceEncoder(Protocol):
         ...
 
 
-class AppearanceEncoder(Protocol):
-    """Crops to vectors that words can be compared with, and to plain attributes."""
-
-    space: str
-
-    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """BGR uint8 (h, w, 3) crops of any size -> float32 (N, D), length 1, of the TextEncoder's space."""
-        ...
-
-    def attributes(self, crops: Sequence[NDArray[np.uint8]], quality: Sequence[float]) -> tuple[Attribute, ...]:
-        """The plain attributes of one person seen in these crops, weighted by quality, most certain first."""
-        ...
-
-
 class TextEncoder(Protocol):
-    """A description to a vector in the space of an AppearanceEncoder."""
+    """A description to a vector in the text-aligned space of a LookEncoder."""
 
     space: str
 

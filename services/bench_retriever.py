@@ -188,7 +188,6 @@ def read_batches(settings: Settings, clip: Path, frames_per_batch: int, count: i
 
 def _cpu_peers(settings: Settings, threads: int, osnet: Path | None) -> tuple[list[Peer], dict[str, str]]:
     """The peers that can be had, and why the others cannot."""
-    from models.phrases import PhraseEncoder
     from models.two_stage_peer import OsnetEncoder
     from services import wiring
 
@@ -205,9 +204,8 @@ def _cpu_peers(settings: Settings, threads: int, osnet: Path | None) -> tuple[li
     else:
         osnet_encoder = OsnetEncoder(osnet, threads)
         peers.append(Peer("nanodet_osnet", light, Stage("osnet_crops", lambda batch: osnet_encoder.encode(batch.crops()))))
-    # Not wiring's appearance encoder, which has one thread whatever the others have.
-    phrases = PhraseEncoder(wiring.weight_registry(settings).path("mobilenetv2-imagenet"), threads)
-    peers.append(Peer("nanodet_mobilenet", light, Stage("mobilenet_crops", lambda batch: phrases.encode(batch.crops()))))
+    looks = wiring.look_encoder(settings)  # our own network on every crop apart: what one pass over the frame saves
+    peers.append(Peer("nanodet_own_crops", light, Stage("own_crops", lambda batch: looks.encode(batch.crops()))))
     return peers, left_out
 
 

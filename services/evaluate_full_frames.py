@@ -380,7 +380,7 @@ def _look(
     way, other, same = _way(retriever, captions), None, None
     if peer is not None:
         same = SameBoxes(peer.detector)
-        other = _way(TwoStage(same, peer.appearance, peer.text), captions)
+        other = _way(TwoStage(same, peer.looks, peer.text), captions)
     for number, frame in source.frames(None):
         boxes = way.look(number, frame)
         if other is not None and same is not None:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
 from pipeline.evaluate.retrieval import intervals, outcomes, ranked_hits, ranking_figures
-from pipeline.ports import AppearanceEncoder, BodyEncoder, TextEncoder
+from pipeline.ports import LookEncoder, TextEncoder
+from pipeline.types import BODY, TEXT
 
 Float32 = NDArray[np.float32]
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -70,10 +71,10 @@ def _read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def _encode(paths: Sequence[Path], encoder: BodyEncoder | AppearanceEncoder) -> Float32:
+def _encode(paths: Sequence[Path], looks: LookEncoder, modality: str) -> Float32:
     """Vectors of pictures, (N, D)."""
-    parts = [encoder.encode([_read(path) for path in paths[start : start + BATCH]]) for start in range(0, len(paths), BATCH)]
-    return np.concatenate(parts)
+    blocks = ([_read(path) for path in paths[start : start + BATCH]] for start in range(0, len(paths), BATCH))
+    return np.concatenate([looks.encode(block)[modality].values for block in blocks])
 
 
 def _captions(path: Path, people: set[str]) -> list[tuple[str, str]]:
@@ -130,7 +131,7 @@ def evaluate_text_search(
     persons: Path,
     captions: Path,
     distractors: Path | None,
-    appearance: AppearanceEncoder,
+    looks: LookEncoder,
     text: TextEncoder,
     dump: Path | None = None,
 ) -> dict[str, Any]:
@@ -146,11 +147,11 @@ def evaluate_text_search(
     crops = crops_of(persons, distractors)
     asked = _captions(captions, set(crops.person.tolist()))
     crops = crops.where(np.isin(crops.person, [NOBODY, *(person for person, _ in asked)]))
-    looks = _encode(crops.paths, appearance)  # (G, D)
-    words, refused = _words(asked, text, looks.shape[1])  # (Q, D)
+    vectors = _encode(crops.paths, looks, TEXT)  # (G, D)
+    words, refused = _words(asked, text, vectors.shape[1])  # (Q, D)
     wanted = np.array([person for person, _ in asked])
-    similarity = words @ looks.T  # (Q, G)
-    pooled, owners = _pooled(looks, crops)
+    similarity = words @ vectors.T  # (Q, G)
+    pooled, owners = _pooled(vectors, crops)
     by_tracklet = words @ pooled.T  # (Q, T)
     if dump is not None:
         np.savez(dump, similarity=similarity, query_person=wanted, gallery_person=crops.person, gallery=_names(crops))
@@ -172,7 +173,7 @@ def evaluate_text_search(
         "people": len(set(wanted.tolist())),
         "sources": sources,
         "captions_not_understood": refused,
-        "space": appearance.space,
+        "space": looks.spaces[TEXT],
         "elapsed_s": round(time.monotonic() - started_s, 2),
     }
 
@@ -222,7 +223,7 @@ def _pooled(vectors: Float32, crops: Crops) -> tuple[Float32, NDArray[np.str_]]:
     return (sums / lengths).astype(np.float32), np.array([name.split("/")[0] for name in names])
 
 
-def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, dump: Path | None = None) -> dict[str, Any]:
+def evaluate_reid(persons: Path, distractors: Path | None, looks: LookEncoder, dump: Path | None = None) -> dict[str, Any]:
     """How well a crop finds the same person in another camera: rank-k and mAP.
 
     Every crop of camera a is a query; the gallery is all crops of camera b, the distractors' among them. "sources": each source's
@@ -235,7 +236,7 @@ def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, du
     gallery = crops.where(crops.camera == "b")
     if not queries.paths or not gallery.paths:
         raise BadInputError(f"{persons} must hold crops of cameras a and b (a1.jpg, b1.jpg), got {sorted(set(crops.camera.tolist()))}")
-    similarity = _encode(queries.paths, body) @ _encode(gallery.paths, body).T  # (Q, G)
+    similarity = _encode(queries.paths, looks, BODY) @ _encode(gallery.paths, looks, BODY).T  # (Q, G)
     if dump is not None:
         np.savez(
             dump,
@@ -255,6 +256,6 @@ def evaluate_reid(persons: Path, distractors: Path | None, body: BodyEncoder, du
         **_figures(similarity, queries.person, gallery.person),
         "people": len(set(queries.person.tolist())),
         "sources": sources,
-        "space": body.space,
+        "space": looks.spaces[BODY],
         "elapsed_s": round(time.monotonic() - started_s, 2),
     }

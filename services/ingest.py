@@ -68,7 +68,8 @@ class TrackAndEmbed:
         kept = detections.where(detections.confidence >= self._tracker.settings.unsure)
         updates = self._tracker.update(frame.captured_at_ns, kept, looks(frame.bgr, kept.xyxy))
         seen = [track.tracklet_id for track in updates.seen]
-        self._embed.observe(frame, seen, updates.xyxy, updates.confidence, updates.occlusion)
+        vectors = kept.where(updates.detection).vectors  # of the same boxes, where the detector gives any
+        self._embed.observe(frame, seen, updates.xyxy, updates.confidence, updates.occlusion, vectors)
         return self._publish(updates)
 
     def finish(self) -> list[Publication]:

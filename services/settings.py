@@ -43,8 +43,13 @@ class CaptureSettings(Section):
 
 
 class DetectSettings(Section):
-    model: Literal["nanodet", "centernet", "ultralytics"] = Field("nanodet", description="Person detector.")
+    model: Literal["detector-retriever", "nanodet", "centernet", "ultralytics"] = Field(
+        "detector-retriever", description="Person detector; the first also gives the vectors of people, for the others crops are encoded."
+    )
     weights: Path | None = Field(None, description="Own weights file, for ultralytics models.")
+    side: int = Field(
+        0, ge=0, le=4096, description="Network pixels of the longer side of a frame, 0 = the network's usual; not of ultralytics models."
+    )
     batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
     minimum_confidence: float = Field(0.02, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")

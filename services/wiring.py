@@ -13,24 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, MissingDependencyError, ReadOnlyStorageError, SettingsError, StorageFullError
-from pipeline.ports import (
-    AppearanceEncoder,
-    BodyEncoder,
-    Broker,
-    Capture,
-    Detector,
-    FaceEncoder,
-    Gallery,
-    MediaStore,
-    Retriever,
-    TextEncoder,
-)
-from pipeline.types import BODY, TEXT, Camera, Embedding
+from pipeline.errors import BadInputError, ReadOnlyStorageError, SettingsError, StorageFullError
+from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
+from pipeline.types import Camera, Embedding
 from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
 
 if TYPE_CHECKING:
+    from models.detector_retriever.runtime import DetectorRetriever
+    from models.detector_retriever.words import RetrieverTextEncoder
     from models.registry import Registry
     from pipeline.archive import Footage
     from pipeline.search.stage import SearchStage
@@ -42,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sightline.wiring")
 
 # What the base install needs; the rest is fetched when first used.
-BASE_WEIGHTS = ("nanodet", "mobilenetv2-imagenet", "blazeface", "faceres", "use-multilingual")
+BASE_WEIGHTS = ("nanodet", "blazeface", "faceres", "use-multilingual")
 
 
 # ------------------------------------------------------------------------------------------------ stores
@@ -174,6 +165,11 @@ def fetch_base_weights(settings: Settings, say: Callable[[str], None]) -> None:
 
 def make_detector(settings: Settings) -> Detector:
     """The person detector of the settings."""
+    return retriever(settings) if settings.detect.model == "detector-retriever" else plain_detector(settings)
+
+
+def plain_detector(settings: Settings) -> Detector:
+    """The detector of the settings, NanoDet in place of the detector-retriever: boxes alone."""
     detect = settings.detect
     registry = weight_registry(settings)
     if detect.model == "ultralytics":
@@ -185,35 +181,29 @@ def make_detector(settings: Settings) -> Detector:
     if detect.model == "centernet":
         from models.centernet import CenterNetDetector
 
-        return CenterNetDetector(
-            registry.path("centernet"), tiles=detect.tiles, threads=detect.threads, minimum_confidence=detect.minimum_confidence
-        )
+        return CenterNetDetector(registry.path("centernet"), **_detector_options(settings))
     from models.nanodet import NanoDetDetector
 
-    return NanoDetDetector(
-        registry.path("nanodet"), tiles=detect.tiles, threads=detect.threads, minimum_confidence=detect.minimum_confidence
-    )
+    return NanoDetDetector(registry.path("nanodet"), **_detector_options(settings))
 
 
-def retriever(settings: Settings) -> Retriever:
-    """The one-stage detector-retriever."""
-    raise SettingsError("the one-stage retriever is not there yet: this version finds people with a detector and one encoder a crop")
+def retriever(settings: Settings) -> DetectorRetriever:
+    """The one-stage detector-retriever, a Detector and a Retriever, whatever detect.model says: measuring asks for it by name."""
+    from models.detector_retriever.runtime import DetectorRetriever
+
+    return DetectorRetriever(weight_registry(settings).path("nanodet"), text_encoder(settings), **_detector_options(settings))
 
 
-def body_encoder(settings: Settings) -> BodyEncoder:
-    """Crops to body vectors."""
-    from models.body import MobileNetBodyEncoder
-
-    path = weight_registry(settings).path("mobilenetv2-imagenet")
-    return MobileNetBodyEncoder(path)
+def _detector_options(settings: Settings) -> dict[str, Any]:
+    detect = settings.detect
+    return {"tiles": detect.tiles, "minimum_confidence": detect.minimum_confidence, "side": detect.side, "threads": detect.threads}
 
 
-def appearance_encoder(settings: Settings) -> AppearanceEncoder:
-    """Crops to vectors that words can be compared with."""
-    from models.phrases import PhraseEncoder
+def look_encoder(settings: Settings) -> LookEncoder:
+    """Crops alone to the vectors that the detector-retriever gives, through the same network, and their attributes."""
+    from models.detector_retriever.runtime import RetrieverLooks
 
-    path = weight_registry(settings).path("mobilenetv2-imagenet")
-    return PhraseEncoder(path)
+    return RetrieverLooks(weight_registry(settings).path("nanodet"), settings.detect.threads)
 
 
 def face_encoder(settings: Settings) -> FaceEncoder:
@@ -225,24 +215,23 @@ def face_encoder(settings: Settings) -> FaceEncoder:
 
 
 @functools.cache
-def _text_encoder(cache_folder: Path) -> TextEncoder:
-    from models.phrases import PhraseTextEncoder
+def _text_encoder(cache_folder: Path) -> RetrieverTextEncoder:
+    from models.detector_retriever.words import RetrieverTextEncoder
     from models.registry import Registry
     from models.text_encoder import UniversalSentenceEncoder
 
-    return PhraseTextEncoder(UniversalSentenceEncoder(Registry(cache_folder).path("use-multilingual")), cache=cache_folder)
+    return RetrieverTextEncoder(UniversalSentenceEncoder(Registry(cache_folder).path("use-multilingual")), cache=cache_folder)
 
 
-def text_encoder(settings: Settings) -> TextEncoder:
+def text_encoder(settings: Settings) -> RetrieverTextEncoder:
     """Descriptions to vectors."""
     return _text_encoder(settings.storage.cache_folder)
 
 
 def looks_of(settings: Settings, picture: NDArray[np.uint8]) -> tuple[Embedding, ...]:
     """The vectors of a picture of one person, for a look-alike search."""
-    body, appearance = body_encoder(settings), appearance_encoder(settings)
-    vectors = [Embedding(BODY, body.space, body.encode([picture])[0]), Embedding(TEXT, appearance.space, appearance.encode([picture])[0])]
-    return tuple(vectors)
+    made = look_encoder(settings).encode([picture])
+    return tuple(Embedding(modality, vectors.space, vectors.values[0]) for modality, vectors in made.items())
 
 
 def hear(settings: Settings, sound: Path) -> str:
@@ -264,8 +253,8 @@ def search_stage(settings: Settings, gallery: Gallery) -> SearchStage:
 
 def calibration() -> Any:
     """Cosine to odds of every embedding space that was fitted."""
+    from models.detector_retriever.words import calibration as fitted
     from models.face import CURVE, BlazeFaceEncoder
-    from models.phrases import calibration as fitted
     from pipeline.calibration import Calibration
 
     return Calibration.default({**fitted(), BlazeFaceEncoder.space: CURVE})
@@ -279,13 +268,13 @@ def stage_maker(settings: Settings) -> Callable[[Camera], TrackAndEmbed]:
     from pipeline.embed import EmbedRules, EmbedStage
     from pipeline.track.stage import Tracker, TrackerSettings
 
-    body, appearance = body_encoder(settings), appearance_encoder(settings)
+    looks = look_encoder(settings)
     face = face_encoder(settings) if settings.embed.faces else None
     rules = EmbedRules(best_shots=settings.embed.best_shots, keep_context=settings.embed.keep_context)
     track = TrackerSettings(confirm_after_s=settings.track.confirm_after_s, lost_after_s=settings.track.lost_after_s)
 
     def make(camera: Camera) -> TrackAndEmbed:
-        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, body, appearance, face, rules))
+        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, looks, face, rules))
 
     return make
 
@@ -452,18 +441,6 @@ def _open_all(settings: Settings) -> list[Capture]:
 # ---------------------------------------------------------------------------------- training and measuring
 
 
-def train_phrases(settings: Settings, data: Path, out: Path) -> None:
-    """`sightline train phrases`; raises MissingDependencyError without torch."""
-    try:
-        from models.training.phrases import main
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingDependencyError("torch (it trains)", "torch") from None
-    network = weight_registry(settings).path("mobilenetv2-imagenet")
-    main(["--data", str(data), "--network", str(network), "--out", str(out)])
-
-
 def measure_tracking(settings: Settings, video: Path, ground_truth: Path, with_peers: bool) -> dict[str, Any]:
     """The figures of `sightline evaluate tracking`."""
     from services.evaluate_tracking import evaluate_tracking
@@ -478,14 +455,14 @@ def measure_text_search(settings: Settings, persons: Path, captions: Path, distr
     """The figures of `sightline evaluate text-search`."""
     from services.evaluate_retrieval import evaluate_text_search
 
-    return evaluate_text_search(persons, captions, distractors, appearance_encoder(settings), text_encoder(settings), dump)
+    return evaluate_text_search(persons, captions, distractors, look_encoder(settings), text_encoder(settings), dump)
 
 
 def measure_reid(settings: Settings, persons: Path, distractors: Path | None, dump: Path | None) -> dict[str, Any]:
     """The figures of `sightline evaluate reid`."""
     from services.evaluate_retrieval import evaluate_reid
 
-    return evaluate_reid(persons, distractors, body_encoder(settings), dump)
+    return evaluate_reid(persons, distractors, look_encoder(settings), dump)
 
 
 def measure_full_frames(
@@ -512,6 +489,25 @@ def measure_full_frames(
         source = labelled_clip(lambda: open_camera(settings, camera), video.stem, ground_truth, described, every or 5)
     else:
         raise SettingsError("full-frames must be given --video with --ground-truth and --described, or --frames alone")
-    found = retriever(settings)
-    peer = TwoStage(make_detector(settings), appearance_encoder(settings), text_encoder(settings)) if with_peer else None
-    return evaluate_full_frames(source, found, peer, sheet=sheet, heat=heat, dump=dump)
+    peer = TwoStage(plain_detector(settings), look_encoder(settings), text_encoder(settings)) if with_peer else None
+    return evaluate_full_frames(source, retriever(settings), peer, sheet=sheet, heat=heat, dump=dump)
+
+
+def train_detector_retriever(
+    settings: Settings,
+    data: Path,
+    work: Path,
+    out: Path,
+    config: Path | None,
+    changes: Sequence[str],
+    teacher: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the detector-retriever and write its weights to ``out``; the figures on people held out. Raises MissingDependencyError."""
+    try:
+        from models.training.config import RECIPE, read_config
+        from models.training.detector_retriever import train
+    except ImportError as error:
+        raise MissingDependencyError(f"training needs the extra torch: pip install 'sightline[torch]' ({error})") from None
+    recipe = read_config(config or RECIPE, changes)
+    return train(recipe, weight_registry(settings).path("nanodet"), data, work, out, teacher, say)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadInputError, NotFoundError, SpaceMismatchError
 from pipeline.ports import Face, Hit, IndexStatistics
 from pipeline.types import (
+    BODY,
     FACE,
     TEXT,
     Attribute,
@@ -21,6 +22,7 @@ from pipeline.types import (
     Embedding,
     Filter,
     Tracklet,
+    Vectors,
 )
 
 S = 1_000_000_000
@@ -168,32 +170,26 @@ class WordTextEncoder:
 
 
 @dataclass
-class CountingBody:
-    """The BodyEncoder port: the mean colour of a crop; counts what it was given."""
+class ColourLooks:
+    """The LookEncoder port: body is the mean colour of a crop, text which of red, green, blue leads; counts what it was given."""
 
-    space: str = "fake-body@1"
+    spaces: dict[str, str] = field(default_factory=lambda: {BODY: "fake-body@1", TEXT: "fake-text@1"})
     crops: int = 0
     batches: list[int] = field(default_factory=list)
 
-    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> dict[str, Vectors]:
         self.crops += len(crops)
         self.batches.append(len(crops))
-        means = np.stack([crop.reshape(-1, 3).mean(axis=0) + 1 for crop in crops]).astype(np.float32)
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        body = np.array([crop.reshape(-1, 3).mean(axis=0) + 1 for crop in crops], np.float32).reshape(-1, 3)
+        text = np.concatenate([body[:, ::-1], np.zeros((len(crops), 2), np.float32)], axis=1)  # in the order of COLOURS
+        vectors = {BODY: body, TEXT: text}
+        return {
+            modality: Vectors(self.spaces[modality], each / np.linalg.norm(each, axis=1, keepdims=True))
+            for modality, each in vectors.items()
+        }
 
-
-class ColourAppearance:
-    """The AppearanceEncoder port: which of red, green, blue leads."""
-
-    space = "fake-text@1"
-
-    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        means = np.stack([crop.reshape(-1, 3).mean(axis=0)[::-1] + 1 for crop in crops])
-        padded = np.concatenate([means, np.zeros((len(crops), 2))], axis=1).astype(np.float32)
-        return padded / np.linalg.norm(padded, axis=1, keepdims=True)
-
-    def attributes(self, crops: Sequence[NDArray[np.uint8]], quality: Sequence[float]) -> tuple[Attribute, ...]:
-        mean = np.average(self.encode(crops), axis=0, weights=np.asarray(quality) + 1e-6)
+    def attributes(self, vectors: NDArray[np.float32], quality: Sequence[float]) -> tuple[Attribute, ...]:
+        mean = np.average(vectors, axis=0, weights=np.asarray(quality) + 1e-6)
         best = int(mean.argmax())
         return (Attribute("upper colour", COLOURS[best], float(np.clip(mean[best], 0, 1))),)
 

@@ -23,6 +23,8 @@ HOMES = {  # one home per library
     "typer": "services/cli",
     "prometheus_client": "services/metrics.py",
 }
+# The networks as torch trains them; what runs them (runtime.py, words.py) needs onnxruntime and numpy alone.
+TORCH_ONLY = {f"models/detector_retriever/{name}.py" for name in ("base", "network", "losses", "conditioning", "export")}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
@@ -36,6 +38,20 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
+
+
+def imports_at_once(path: Path) -> Iterator[str]:
+    """What importing the module imports: not what stands in functions or under TYPE_CHECKING."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            waiting += node.orelse if is_for_types and isinstance(node, ast.If) else list(ast.iter_child_nodes(node))
 
 
 def test_pipeline_imports_only_numpy_scipy_and_the_standard_library() -> None:
@@ -96,13 +112,26 @@ def test_only_wiring_and_the_adapters_themselves_import_adapters() -> None:
     assert wrong == []
 
 
+def test_torch_is_imported_by_its_networks_and_training_alone() -> None:
+    """At module level; models/two_stage_peer.py, which measures torch, imports it when it is used."""
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in modules(package)
+        for name in imports_at_once(path)
+        if name.split(".")[0] in ("torch", "torchvision")
+    }
+    assert {user for user in users if not user.startswith("models/training/")} - TORCH_ONLY - {"models/two_stage_peer.py"} == set()
+    assert users >= TORCH_ONLY, "a module that needs no torch any more is no exemption"
+
+
 def test_importing_everything_touches_nothing(tmp_path: Path) -> None:
     """Nothing happens at import: no file, no connection, no environment; optional libraries are not needed."""
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for package in PACKAGES
         for path in modules(package)
-        if path.stem != "__main__" and "training" not in path.parts
+        if path.stem != "__main__" and "training" not in path.parts and str(path.relative_to(ROOT)) not in TORCH_ONLY
     ]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport importlib\nfor name in {names!r}: importlib.import_module(name)\n"
     code += "bad = [m for m in ('torch', 'ultralytics', 'faster_whisper', 'transformers') if m in sys.modules]\nassert not bad, bad"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 
-from models import convert_mobilenet
 from models.convert import tensorflow_js
 from models.convert.release import release
 from models.convert.translate import translate
@@ -33,11 +32,6 @@ def blazeface(source: Path, target: Path) -> None:
 def faceres(source: Path, target: Path) -> None:
     """FaceRes up to its 1024-d pooled vector, 224 x 224; its guesses at age and gender are left out."""
     _plain(source / "faceres.json", target, ("global_pooling/Mean",))
-
-
-def mobilenet(source: Path, target: Path) -> None:
-    """MobileNetV2 from its torch checkpoint."""
-    convert_mobilenet.convert(next(source.glob("*.pt")), target)
 
 
 def _plain(source: Path, target: Path, outputs: Sequence[str] = ()) -> None:

@@ -48,6 +48,7 @@ class Conditioning(nn.Module):  # type: ignore[misc]
         self.join = nn.Linear(PHRASES * CELL, CELL)  # the 1×1 convolution over the T fused maps
         self.shared = nn.Sequential(nn.Linear(CELL, CELL), nn.ReLU(), nn.Linear(CELL, CELL), nn.ReLU())
         self.confidence = nn.Sequential(nn.Linear(CELL, CELL // 2), nn.ReLU(), nn.Linear(CELL // 2, 1))
+        nn.init.constant_(self.confidence[2].bias, -5.0)  # nearly all cells hold nobody who was asked for
         self.label = nn.Linear(CELL, terms)
         self.rebuild = nn.Sequential(nn.Linear(CELL, 512), nn.ReLU(), nn.Linear(512, 3 * CROP_ROWS * CROP_COLUMNS))
         self.offset = nn.Linear(9 * CELL, DIRECTIONS)

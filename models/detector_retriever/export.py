@@ -107,7 +107,7 @@ def export_people(net: IdNet, path: Path) -> None:
     fine, middle = region("fine", ROWS, COLUMNS, 1 / 4), region("middle", ROWS, COLUMNS, 1 / 8)
     pixels = region("pictures", PIXEL_ROWS, PIXEL_COLUMNS, 1.0)
     early = graph.stage(graph.node("Add", [middle, graph.layer(fine, net.fuse)]), net.early)  # (N, 256, 12, 4)
-    late = graph.stage(early, net.late)  # (N, 512, 6, 2)
+    late = early if net.late is None else graph.stage(early, net.late)  # (N, 512, 6, 2)
     last = graph.weight(np.array([3], np.int64))
     rows = graph.node("ReduceMean", [early, last], keepdims=1)  # (N, 256, 12, 1)
     colours = graph.node("Softmax", [graph.convolution(pixels, net.colours)], axis=1)  # (N, 48, 48, 16)

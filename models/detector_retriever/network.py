@@ -58,19 +58,20 @@ class Looks(NamedTuple):
 class IdNet(nn.Module):  # type: ignore[misc]
     """Regions of people to vectors."""
 
-    def __init__(self, attributes: int, dropout: float = 0.5) -> None:
+    def __init__(self, attributes: int, dropout: float = 0.5, has_late: bool = True) -> None:
         super().__init__()
         self.fuse = Convolution(64, 128, 1, is_activated=False)
         self.early = CspStage(128, 2, 2)
-        self.late = CspStage(256, 3, 2)
+        self.late = CspStage(256, 3, 2) if has_late else None
+        deep = 512 if has_late else 256
         self.colours = nn.Conv2d(3, COLOURS, 1)
-        width = 2 * 512 + STRIPES * 256 + COLOUR_STRIPES * COLOURS
+        width = 2 * deep + STRIPES * 256 + COLOUR_STRIPES * COLOURS
         self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
         self.body = nn.Linear(width, DIMENSIONS)
         self.text = nn.Linear(width, DIMENSIONS)
         self.attributes = nn.Linear(DIMENSIONS, attributes)  # of the text-aligned vector: an index can be asked for them later
-        self.parts = nn.ModuleList([nn.Linear(512, DIMENSIONS)] + [nn.Linear(256, DIMENSIONS) for _ in range(PARTS - 1)])
+        self.parts = nn.ModuleList([nn.Linear(deep, DIMENSIONS)] + [nn.Linear(256, DIMENSIONS) for _ in range(PARTS - 1)])
         nn.init.zeros_(self.fuse.convolution.weight)
         nn.init.zeros_(self.fuse.convolution.bias)
         column = torch.tensor([0.4, 0.8, 1.2, 1.6, 1.6, 1.2, 0.8, 0.4]).repeat_interleave(2) / 16
@@ -82,7 +83,8 @@ class IdNet(nn.Module):  # type: ignore[misc]
         A softmax over 1×1 convolutions is a soft assignment to the nearest colour: softmax(-|x - c|² / s) = softmax((2 c·x - |c|²) / s).
         """
         self.early.load_state_dict(base.stages[2].state_dict())
-        self.late.load_state_dict(base.stages[3].state_dict())
+        if self.late is not None:
+            self.late.load_state_dict(base.stages[3].state_dict())
         with torch.no_grad():
             self.colours.weight.copy_((2 / COLOUR_SOFTNESS * colours)[..., None, None])
             self.colours.bias.copy_(-colours.square().sum(1) / COLOUR_SOFTNESS)
@@ -91,7 +93,7 @@ class IdNet(nn.Module):  # type: ignore[misc]
         """See Looks; vectors are not normalised."""
         x = regions.middle + self.fuse(regions.fine)  # (N, 128, 24, 8)
         early = self.early(x)  # (N, 256, 12, 4)
-        late = self.late(early)  # (N, 512, 6, 2)
+        late = early if self.late is None else self.late(early)  # (N, 512, 6, 2)
         rows = early.mean(3)  # (N, 256, 12)
         stripes = functional.adaptive_avg_pool1d(rows, STRIPES)  # (N, 256, 6)
         colours = (self.colours(regions.pixels).softmax(1) * self.columns).sum(3)  # (N, 48, 48): a histogram per row

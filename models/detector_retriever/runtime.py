@@ -24,7 +24,7 @@ from models.nanodet import MEAN_BGR, STD_BGR, NanoDetDetector
 from models.preprocess import open_session
 from models.tiled_detector import Prepared
 from pipeline.detect import merge
-from pipeline.errors import BadInputError, UnreadableMediaError
+from pipeline.errors import BadInputError, SettingsError, UnreadableMediaError
 from pipeline.ports import Sought
 from pipeline.types import BODY, TEXT, Attribute, Detections, Frame, Vectors
 
@@ -78,12 +78,12 @@ class Looks(NamedTuple):
 
 
 class Network:
-    """The sessions of base, people and cells; safe to share between threads."""
+    """The sessions of base, people and cells; safe to share between threads. Raises SettingsError for a graph that cannot be read."""
 
     def __init__(self, base: Path, weights: Path, threads: int) -> None:
         self.base: Any = open_session(with_maps(base), threads)
-        self.people: Any = open_session(weights.with_name(PEOPLE_GRAPH), threads)
-        self.cells: Any = open_session(weights.with_name(CELLS_GRAPH), threads)
+        self.people: Any = _open_trained(weights.with_name(PEOPLE_GRAPH), threads)
+        self.cells: Any = _open_trained(weights.with_name(CELLS_GRAPH), threads)
         self._outputs = [output.name for output in self.base.get_outputs()]
         self._input = self.base.get_inputs()[0].name
 
@@ -102,6 +102,13 @@ class Network:
         """Cells of stride 16, (B, M, rows, columns)."""
         cells: Float32 = self.cells.run(["cells"], {"coarse": maps["coarse"], "middle": maps["middle"]})[0]
         return cells
+
+
+def _open_trained(path: Path, threads: int) -> Any:
+    try:
+        return open_session(path, threads)
+    except Exception as error:  # onnxruntime's own derive from nothing narrower
+        raise SettingsError(f"the weights {path.name} must be a readable ONNX file: {error}; train them or reinstall") from error
 
 
 @lru_cache(maxsize=4)
@@ -334,6 +341,7 @@ class RetrieverLooks:
         self.spaces = {BODY: str(arrays["body_space"]), TEXT: str(arrays["text_space"])}
         self._network = network(path, weights, threads)
         self._attributes = Attributes(arrays)
+        self._width = len(arrays["sentence_bias"])
         self._remembered: OrderedDict[bytes, tuple[Float32, Float32]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -352,7 +360,7 @@ class RetrieverLooks:
             self._remembered.update({key: found[key] for key in wanted})
             while len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
-        columns = [np.stack([found[key][place] for key in keys]) if keys else np.zeros((0, 256), np.float32) for place in (0, 1)]
+        columns = [np.stack([found[key][place] for key in keys]) if keys else np.zeros((0, self._width), np.float32) for place in (0, 1)]
         return {modality: Vectors(self.spaces[modality], column) for modality, column in zip((BODY, TEXT), columns, strict=True)}
 
     def attributes(self, vectors: Float32, quality: Sequence[float]) -> tuple[Attribute, ...]:

@@ -10,11 +10,15 @@ from typing import Any
 
 from pipeline.errors import SettingsError
 
+RECIPE = Path(__file__).with_name("detector_retriever.toml")
+
 
 @dataclass(frozen=True)
 class DataConfig:
     crop_views: int = 4
     scene_rounds: int = 3
+    share_as_it_is: float = 0.45
+    share_altered: float = 0.25
     held_out_people: int = 152
     held_out_seed: int = 0
 
@@ -27,6 +31,7 @@ class PeopleConfig:
     trunk_learning_rate: float = 3e-4
     weight_decay: float = 1e-2
     dropout: float = 0.5
+    late_stage: bool = True
     checkpoint_every: int = 100
     examine_every: int = 500
 

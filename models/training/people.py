@@ -138,7 +138,7 @@ class PeopleObjective(nn.Module):  # type: ignore[misc]
     def __init__(self, people: People, config: Config) -> None:
         super().__init__()
         self.weights = config.losses
-        self.looks = IdNet(len(people.terms), config.people.dropout)
+        self.looks = IdNet(len(people.terms), config.people.dropout, config.people.late_stage)
         self.words = WordNet(len(people.vocabulary.words), len(people.vocabulary.terms))
         self.cmpc = Cmpc(len(people.trained), DIMENSIONS)
         self.oim = Oim(len(people.trained), DIMENSIONS)
@@ -170,11 +170,13 @@ class PeopleObjective(nn.Module):  # type: ignore[misc]
         return losses
 
     def _body_losses(self, looks: Looks, person: torch.Tensor) -> dict[str, torch.Tensor]:
-        body, half = functional.normalize(looks.body, dim=1), len(person) // 2
+        body = functional.normalize(looks.body, dim=1)
         losses = {}
         if self.weights.reidentification:
-            similarity = body[:half] @ body[half:].T * self.scale_body.exp()
-            losses["reidentification"] = contrast(similarity, same_person(person[:half], person[half:]))
+            # people of the same camera are strangers that must be told apart too
+            oneself = torch.eye(len(person), device=body.device)
+            similarity = body @ body.T * self.scale_body.exp() - 1e4 * oneself
+            losses["reidentification"] = contrast(similarity, same_person(person, person) - oneself)
         if self.weights.oim:
             losses["oim"] = self.oim(body, person)
         return losses
@@ -202,6 +204,18 @@ def text_parts(heard: Heard) -> tuple[torch.Tensor, torch.Tensor]:
     return texts[:, used], is_text[:, used]
 
 
+def _source(people: People, config: Config, chance: float) -> int:
+    """Where a look is taken from: the crop as it is, an altered copy, or a composed scene."""
+    views = config.data.crop_views
+    if chance < config.data.share_as_it_is or len(people.sources) == 1:
+        return 0
+    chance = (chance - config.data.share_as_it_is) / (1 - config.data.share_as_it_is)
+    altered = config.data.share_altered / (1 - config.data.share_as_it_is)
+    if len(people.sources) > views and chance >= altered:
+        return views
+    return 1 + int(min(chance / altered, 0.999) * (views - 1)) if views > 1 else 0
+
+
 def draw(people: People, config: Config, step: int, rank: int, device: str) -> tuple[Any, ...]:
     """The batch of a step: the same for the same seed, step and rank, so that a resumed run goes on as if it had never stopped."""
     random = np.random.default_rng([config.seed, step, rank])
@@ -221,7 +235,7 @@ def draw(people: People, config: Config, step: int, rank: int, device: str) -> t
                 captions.append(caption)
                 exact = [row for row in people.captions[caption].rows if people.camera[row] == camera]
             crop = int(random.choice(exact)) if exact and random.random() < EXACT else int(random.choice(shots))
-            source = int(random.integers(len(people.sources)))
+            source = _source(people, config, random.random())
             held = people.rows_of[source].get(crop)
             source = source if held else 0
             which.append(source)
@@ -255,7 +269,7 @@ def train_people(people: People, config: Config, base: Base, work: Path, place: 
     objective = PeopleObjective(people, config)
     objective.looks.start_from(base, usual_colours(people))
     objective.to(place.device, memory_format=torch.channels_last)
-    trunk = [*objective.looks.early.parameters(), *objective.looks.late.parameters()]
+    trunk = [*objective.looks.early.parameters(), *(objective.looks.late.parameters() if objective.looks.late else ())]
     own = {id(parameter) for parameter in trunk}
     rest = [parameter for parameter in objective.parameters() if id(parameter) not in own]
     rates = config.people

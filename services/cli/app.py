@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import bench, evaluate, line, lookup, maintenance, watches
+from services.cli import bench, evaluate, line, lookup, maintenance, training, watches
 from services.cli.state import State, print_json
 from services.logs import set_up_logs
 from services.settings import describe, load_settings
@@ -52,5 +52,6 @@ line.register(app)
 lookup.register(app)
 watches.register(app)
 maintenance.register(app)
+training.register(app)
 evaluate.register(app)
 bench.register(app)

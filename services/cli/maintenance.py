@@ -1,4 +1,4 @@
-"""Commands that keep house: weights, dead letters, erase, expire, train, demo."""
+"""Commands that keep house: weights, dead letters, erase, expire, demo."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from services.cli.state import State, parse_time, print_json, who
 
 weights = typer.Typer(help="Model weights: what is needed, fetched and genuine.", no_args_is_help=True)
 dead_letters = typer.Typer(help="Messages that could not be worked off.", no_args_is_help=True)
-train = typer.Typer(help="Train the project's own weights.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(weights, name="weights")
     app.add_typer(dead_letters, name="dead-letters")
-    app.add_typer(train, name="train")
     app.command()(erase)
     app.command()(expire)
     app.command()(demo)
@@ -80,18 +78,6 @@ def replay(context: typer.Context, topic: Annotated[str, typer.Argument(help="Th
 
     with open_broker(context.obj.settings) as broker:
         typer.echo(f"{put_back(broker, topic)} messages put back on {topic}")
-
-
-@train.command()
-def phrases(
-    context: typer.Context,
-    data: Annotated[Path, typer.Option(help="Folder with persons/, captions.jsonl, captions_written.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("models/weights"),
-) -> None:
-    """Train the phrase heads and body vectors on captioned crops (a quarter of an hour on a CPU; needs the extra torch)."""
-    from services.wiring import train_phrases
-
-    train_phrases(context.obj.settings, data, out)
 
 
 def erase(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -21,29 +22,44 @@ from pipeline.embed import (
     shrink,
     zones_touched,
 )
-from pipeline.types import BODY, FACE, TEXT, Camera, Frame
-from tests.fakes import NOON_NS, ColourAppearance, CountingBody, FaceOnWhite, FakeTrack, S, noise, unit
+from pipeline.types import BODY, FACE, TEXT, Camera, Frame, Vectors
+from tests.fakes import NOON_NS, ColourLooks, FaceOnWhite, FakeTrack, S, noise, unit
 
 CAMERA = Camera("north", "clip.mp4", zones={"door": ((0, 0), (100, 0), (100, 200), (0, 200)), "street": ((150, 0), (300, 0), (300, 300))})
 BOX = np.array([[20, 20, 80, 180]], np.float32)
 
 
-class SmearingBody(CountingBody):
-    """Gives vectors that are not numbers."""
+class SmearingLooks(ColourLooks):
+    """Gives body vectors that are not numbers."""
 
-    def encode(self, crops):  # type: ignore[no-untyped-def]
-        return np.full((len(crops), 3), np.nan, np.float32)
+    def encode(self, crops: Sequence[np.ndarray]) -> dict[str, Vectors]:
+        return super().encode(crops) | {BODY: Vectors("fake-body@1", np.full((len(crops), 3), np.nan, np.float32))}
 
 
 def stage(**parts: object) -> EmbedStage:
-    return EmbedStage(CAMERA, parts.get("body") or CountingBody(), ColourAppearance(), parts.get("face"), parts.get("rules"))  # type: ignore[arg-type]
+    return EmbedStage(CAMERA, parts.get("looks") or ColourLooks(), parts.get("face"), parts.get("rules"))  # type: ignore[arg-type]
 
 
-def show(embed: EmbedStage, at_s: float, box: np.ndarray = BOX, confidence: float = 0.9, picture: np.ndarray | None = None) -> int:
+def show(
+    embed: EmbedStage,
+    at_s: float,
+    box: np.ndarray = BOX,
+    confidence: float = 0.9,
+    picture: np.ndarray | None = None,
+    vectors: Mapping[str, Vectors] | None = None,
+) -> int:
     at_ns = NOON_NS + int(at_s * S)
     frame = Frame("north", at_ns, noise(240, 320, seed=1) if picture is None else picture)
-    embed.observe(frame, ["p1"], box, np.array([confidence], np.float32))
+    embed.observe(frame, ["p1"], box, np.array([confidence], np.float32), vectors=vectors)
     return at_ns
+
+
+def given(body: np.ndarray, text: np.ndarray, version: int = 1) -> dict[str, Vectors]:
+    """What a detector gives for one person."""
+    return {BODY: Vectors(f"fake-body@{version}", body[None]), TEXT: Vectors(f"fake-text@{version}", text[None])}
+
+
+RED = unit(1, 0, 0, 0, 0)
 
 
 def track(until_s: float, **changes: object) -> FakeTrack:
@@ -161,28 +177,89 @@ def test_a_ghost_that_never_was_confirmed_is_forgotten_unsaid() -> None:
 
 
 def test_only_new_shots_are_encoded_and_stored() -> None:
-    body = CountingBody()
-    embed = stage(body=body)
+    looks = ColourLooks()
+    embed = stage(looks=looks)
     show(embed, 0.0)
     show(embed, 0.5)
     (first,) = published(embed, 1.0)
-    assert body.crops == 2
+    assert looks.crops == 2
     assert [key.rsplit("/", 1)[1] for key, _ in first.pictures] == ["0.jpg", "1.jpg", "context.jpg"]
     show(embed, 1.5)
     (last,) = published(embed, 2.0, is_closed=True)
-    assert body.crops == 3
+    assert looks.crops == 3
     assert [key.rsplit("/", 1)[1] for key, _ in last.pictures] == ["2.jpg"]
     assert len(last.tracklet.crops) == 4, "three shots and the context picture"
 
 
 def test_all_people_share_a_batch() -> None:
-    body = CountingBody()
-    embed = stage(body=body)
+    looks = ColourLooks()
+    embed = stage(looks=looks)
     boxes = np.array([[0, 0, 40, 100], [100, 0, 140, 100], [200, 0, 240, 100]], np.float32)
     embed.observe(Frame("north", NOON_NS, noise(240, 320)), ["a", "b", "c"], boxes, np.full(3, 0.9, np.float32))
     tracks = [track(1.0, tracklet_id=name) for name in "abc"]
     assert [r.tracklet.tracklet_id for r in embed.revisions(tracks, NOON_NS + S)] == ["a", "b", "c"]
-    assert body.batches == [3]
+    assert looks.batches == [3]
+
+
+def test_what_the_detector_saw_is_not_encoded_again() -> None:
+    looks, face = ColourLooks(), FaceOnWhite()
+    embed = stage(looks=looks, face=face)
+    show(embed, 0.0, vectors=given(unit(0, 1, 0), RED))
+    (first,) = published(embed, 1.0)
+    body, text = (first.tracklet.embedding(modality) for modality in (BODY, TEXT))
+    assert body is not None
+    assert text is not None
+    np.testing.assert_allclose(body.vector, unit(0, 1, 0), atol=1e-6)
+    np.testing.assert_allclose(text.vector, RED, atol=1e-6)
+    assert (body.space, text.space) == ("fake-body@1", "fake-text@1")
+    assert [(each.name, each.value) for each in first.tracklet.attributes] == [("upper colour", "red")]
+    assert (looks.crops, embed.times.shots_encoded) == (0, 0)
+    assert len(face.looks) == 1, "a face is looked for all the same"
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [None, {}, given(np.zeros(3, np.float32), np.zeros(5, np.float32)), given(unit(0, 1, 0), RED, version=2)],
+    ids=["nothing", "no modality", "too faint", "another space"],
+)
+def test_where_the_detector_gives_no_vector_the_crop_is_encoded(vectors: dict[str, Vectors] | None) -> None:
+    looks = ColourLooks()
+    embed = stage(looks=looks)
+    show(embed, 0.0, vectors=vectors)
+    (first,) = published(embed, 1.0)
+    assert {(e.modality, e.space) for e in first.tracklet.embeddings} == {(BODY, "fake-body@1"), (TEXT, "fake-text@1")}
+    assert looks.crops == embed.times.shots_encoded == 1
+
+
+def test_a_modality_that_the_detector_lacks_comes_from_the_crop() -> None:
+    looks = ColourLooks()
+    embed = stage(looks=looks)
+    show(embed, 0.0, vectors={TEXT: Vectors("fake-text@1", RED[None])})
+    (first,) = published(embed, 1.0)
+    text = first.tracklet.embedding(TEXT)
+    assert text is not None
+    np.testing.assert_allclose(text.vector, RED, atol=1e-6)
+    assert first.tracklet.embedding(BODY) is not None
+    assert looks.crops == 1
+
+
+def test_each_person_gets_the_vectors_of_its_own_row() -> None:
+    embed = stage()
+    boxes = np.array([[0, 0, 40, 100], [100, 0, 140, 100]], np.float32)
+    vectors = {
+        BODY: Vectors("fake-body@1", np.stack([unit(1, 0, 0), unit(0, 1, 0)])),
+        TEXT: Vectors("fake-text@1", np.stack([RED, unit(0, 0, 1, 0, 0)])),
+    }
+    embed.observe(Frame("north", NOON_NS, noise(240, 320)), ["a", "b"], boxes, np.full(2, 0.9, np.float32), vectors=vectors)
+    made = embed.revisions([track(1.0, tracklet_id=name) for name in "ab"], NOON_NS + S)
+    assert [revision.tracklet.attributes[0].value for revision in made] == ["red", "blue"]
+
+
+def test_a_kept_vector_does_not_hold_on_to_those_of_the_frame() -> None:
+    embed = stage()
+    show(embed, 0.0, vectors=given(unit(0, 1, 0), RED))
+    (shot,) = embed._growing["p1"].shots.shots
+    assert all(vector.base is None for vector in shot.vectors.values())
 
 
 def test_a_face_is_looked_for_in_the_head_of_large_crops_only() -> None:
@@ -211,7 +288,7 @@ def test_the_same_frames_make_the_same_revisions() -> None:
 
 
 def test_vectors_that_are_not_numbers_are_left_out() -> None:
-    embed = stage(body=SmearingBody())
+    embed = stage(looks=SmearingLooks())
     show(embed, 0.0)
     (first,) = published(embed, 1.0)
     assert [e.modality for e in first.tracklet.embeddings] == [TEXT]
@@ -272,6 +349,11 @@ def test_observing_is_cheap_beside_detection() -> None:
 def test_arrays_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="share N, got 1, 2, 1"):
         stage().observe(Frame("north", NOON_NS, noise(10, 10)), ["a"], np.zeros((2, 4), np.float32), np.zeros(1, np.float32))
+
+
+def test_vectors_of_other_boxes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"float32 \(1, D\), one row per box"):
+        show(stage(), 0.0, vectors={TEXT: Vectors("fake-text@1", np.stack([RED, RED]))})
 
 
 def test_a_box_that_shows_somebody_else_too_is_crowded_whoever_stands_in_front() -> None:

@@ -56,7 +56,7 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_settings_shows_every_key_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["settings", "--json"])
-    assert json.loads(result.output)["detect.model"] == "nanodet"
+    assert json.loads(result.output)["detect.model"] == "detector-retriever"
 
 
 def test_a_settings_typo_stops_the_start_with_one_clear_line(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.ports import Sought
 from pipeline.types import Camera, CameraCoverage, Detections, Frame, Sound
 from services.cli.app import app
 from services.evaluate_full_frames import LabelledFrames, evaluate_full_frames, heat_page, labelled_clip, labelled_folder
-from tests.fakes import ColourAppearance, WordTextEncoder
+from tests.fakes import ColourLooks, WordTextEncoder
 
 WALKERS = {"red": (0, 0, 250), "green": (0, 250, 0), "blue": (250, 0, 0)}  # BGR
 TRACKS = {"red": 4, "green": 7, "blue": 9}
@@ -164,7 +164,7 @@ def clip(tmp_path: Path, ground_truth: Path) -> LabelledFrames:
 
 
 def two_stage(detector: ColourDetector | None = None) -> TwoStage:
-    return TwoStage(detector or ColourDetector(), ColourAppearance(), WordTextEncoder())
+    return TwoStage(detector or ColourDetector(), ColourLooks(), WordTextEncoder())
 
 
 def scenes(folder: Path, hidden: float = 1.0) -> Path:
@@ -260,7 +260,7 @@ def test_hidden_people_are_neither_wanted_nor_wrong(tmp_path: Path) -> None:
 def test_both_ways_are_measured_on_the_same_boxes(clip: LabelledFrames) -> None:
     detector = ColourDetector()
     report = evaluate_full_frames(clip, BlindRetriever(), two_stage(detector))
-    assert report["peer"]["name"] == "colours + fake-text@1"
+    assert report["peer"]["name"] == "colours + fake-text@1 of crops"
     assert report["peer"]["rank_1"] == 1.0
     assert report["peer"]["detections"] == report["detections"]
     assert report["difference"]["rank_1"] == pytest.approx(-2 / 3, abs=1e-4)
@@ -277,7 +277,7 @@ def test_two_stage_refuses_encoders_of_two_spaces() -> None:
     other = WordTextEncoder()
     other.space = "other@1"
     with pytest.raises(SpaceMismatchError):
-        TwoStage(ColourDetector(), ColourAppearance(), other)
+        TwoStage(ColourDetector(), ColourLooks(), other)
 
 
 def test_two_stage_cuts_boxes_at_the_frame() -> None:

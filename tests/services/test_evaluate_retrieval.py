@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 
 from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
-from pipeline.types import Attribute, Embedding
+from pipeline.types import BODY, TEXT, Attribute, Embedding, Vectors
 from services.evaluate_retrieval import evaluate_reid, evaluate_text_search
 
 COLOURS = {"anna": (0, 0, 220), "bert": (0, 200, 0), "cleo": (220, 0, 0)}  # BGR
@@ -19,22 +20,24 @@ WORDS = {"red": (0, 0, 1), "green": (0, 1, 0), "blue": (1, 0, 0)}
 
 
 class MeanColour:
-    """Body, appearance and text encoder in one: the mean colour of a crop, the colour of a word."""
+    """Look encoder and text encoder in one: the mean colour of a crop, the colour of a word."""
 
     space = "mean-colour@1"
+    spaces: ClassVar[dict[str, str]] = {BODY: space, TEXT: space}
 
-    def encode_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+    def encode_crops(self, crops: Sequence[np.ndarray]) -> dict[str, Vectors]:
         means = np.stack([crop.reshape(-1, 3).mean(0) for crop in crops]) + 1e-3
-        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        vectors = Vectors(self.space, (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32))
+        return {BODY: vectors, TEXT: vectors}
 
-    def encode(self, what: Sequence[np.ndarray] | str) -> np.ndarray | Embedding:
+    def encode(self, what: Sequence[np.ndarray] | str) -> dict[str, Vectors] | Embedding:
         if not isinstance(what, str):
             return self.encode_crops(what)
         if what not in WORDS:
             raise BadInputError(f"a colour must be named, got {what}")
         return Embedding("text", self.space, np.array(WORDS[what], np.float32))
 
-    def attributes(self, crops: Sequence[np.ndarray], quality: Sequence[float]) -> tuple[Attribute, ...]:
+    def attributes(self, vectors: np.ndarray, quality: Sequence[float]) -> tuple[Attribute, ...]:
         return ()
 
     def explain(self, text: str, attributes: Sequence[Attribute]) -> tuple[str, ...]:

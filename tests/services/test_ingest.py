@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
+from pipeline.embed import EmbedStage
 from pipeline.errors import SourceUnavailableError
-from pipeline.types import Camera, CameraCoverage, Detections, Frame, Sound, Tracklet
-from services.ingest import IngestLine, Publication
+from pipeline.track.stage import Tracker
+from pipeline.types import BODY, TEXT, Camera, CameraCoverage, Detections, Frame, Sound, Tracklet, Vectors
+from services.ingest import IngestLine, Publication, TrackAndEmbed
+from tests.fakes import COLOURS, ColourLooks, noise
 
 SECOND = 1_000_000_000
 
@@ -172,3 +175,30 @@ def test_a_bug_in_a_stage_stops_the_line_loudly() -> None:
 def test_two_cameras_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="camera ids must be unique, got a, a"):
         run([FilmCapture("a", 1), FilmCapture("a", 1)], CountingDetector())
+
+
+# ------------------------------------------------------------------------------------------- track and embed
+
+
+def walked(looks: ColourLooks, vectors: dict[str, Vectors]) -> dict[int, str]:
+    """Two people and between them a ghost too faint to be tracked, for two seconds: left edge -> colour of each tracklet."""
+    stages = TrackAndEmbed(Tracker("north"), EmbedStage(Camera("north", "film"), looks))
+    boxes = np.array([[20, 20, 60, 120], [120, 20, 160, 120], [220, 20, 260, 120]], np.float32)
+    picture = noise(240, 320)
+    for number in range(20):
+        stages.process(Frame("north", number * SECOND // 10, picture), Detections(boxes, np.array([0.9, 0.02, 0.9], np.float32), vectors))
+    return {round(float(each.tracklet.xyxy[0, 0])): each.tracklet.attributes[0].value for each in stages.finish()}
+
+
+def test_what_the_detector_saw_reaches_the_tracklet_of_its_own_box() -> None:
+    looks = ColourLooks()
+    colours = np.eye(len(COLOURS), dtype=np.float32)[[COLOURS.index(name) for name in ("green", "red", "blue")]]
+    vectors = {TEXT: Vectors("fake-text@1", colours), BODY: Vectors("fake-body@1", np.eye(3, dtype=np.float32))}
+    assert walked(looks, vectors) == {20: "green", 220: "blue"}
+    assert looks.crops == 0
+
+
+def test_a_detector_of_boxes_alone_leaves_the_looks_to_the_crops() -> None:
+    looks = ColourLooks()
+    assert set(walked(looks, {})) == {20, 220}
+    assert looks.crops > 0

@@ -41,7 +41,7 @@ def test_a_contact_sheet_must_be_a_picture_file(tmp_path: Path) -> None:
 
 
 def test_a_ranking_is_shown_with_why_and_what_it_rests_on() -> None:
-    coverage = Coverage((CameraCoverage("gate", 0, 60_000_000_000, 600, 600),), ("phrases@1",), 12, ("camera yard never seen",))
+    coverage = Coverage((CameraCoverage("gate", 0, 60_000_000_000, 600, 600),), ("retriever-text@1",), 12, ("camera yard never seen",))
     match = Match(1, "abc", "gate", 1_000_000_000, 2_000_000_000, 0.93, {"text": 0.4}, ("red upper body: yes, 0.91",))
     shown = ranking_table(Ranking("q", (match,), coverage, 0.2, is_partial=True), width=200)
     assert "0.93  probably  gate" in shown

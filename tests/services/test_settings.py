@@ -16,7 +16,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_without_a_file_the_defaults_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_settings(environment={}).detect.model == "nanodet"
+    assert load_settings(environment={}).detect.model == "detector-retriever"
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:

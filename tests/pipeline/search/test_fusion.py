@@ -34,8 +34,8 @@ def test_a_space_with_its_own_curve_uses_it() -> None:
 
 
 def test_two_pictures_must_be_nearer_than_a_picture_and_its_description() -> None:
-    calibration = Calibration.default({"phrases@1": Logistic(0.2, 14.0)})
-    described, alike = (float(calibration.log_odds(TEXT, "phrases@1", 0.5, is_picture)) for is_picture in (False, True))
+    calibration = Calibration.default({"retriever-text@1": Logistic(0.2, 14.0)})
+    described, alike = (float(calibration.log_odds(TEXT, "retriever-text@1", 0.5, is_picture)) for is_picture in (False, True))
     assert described > 0 > alike
 
 
