@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, ReadOnlyStorageError, SettingsError, StorageFullError
+from pipeline.errors import BadInputError, MissingDependencyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
 from pipeline.types import Camera, Embedding
 from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
@@ -507,7 +507,7 @@ def train_detector_retriever(
     try:
         from models.training.config import RECIPE, read_config
         from models.training.detector_retriever import train
-    except ImportError as error:
-        raise MissingDependencyError(f"training needs the extra torch: pip install 'sightline[torch]' ({error})") from None
+    except ImportError:
+        raise MissingDependencyError("torch", "torch") from None
     recipe = read_config(config or RECIPE, changes)
     return train(recipe, weight_registry(settings).path("nanodet"), data, work, out, teacher, say)

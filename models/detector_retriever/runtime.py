@@ -219,7 +219,7 @@ class DetectorRetriever(NanoDetDetector):
     """Detector and Retriever: boxes with body and text-aligned vectors; descriptions looked for in the same pass; the embedded default."""
 
     name = "detector-retriever"
-    usual_side = 640
+    usual_side = 512
 
     def __init__(
         self,

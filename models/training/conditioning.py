@@ -30,7 +30,7 @@ from models.detector_retriever.words import sub_sentences
 from models.nanodet import MEAN_BGR, STD_BGR
 from models.training.captions import Caption
 from models.training.config import Config
-from models.training.loop import Curves, Place, Schedule
+from models.training.loop import Curves, Place, Schedule, seed_step
 from models.training.people import WELL_VISIBLE, People, PeopleObjective, looks_of, said_of, text_parts
 from pipeline.search.description import parse
 
@@ -107,6 +107,7 @@ def train_conditioning(
     sums: dict[str, float] = defaultdict(float)
     objective.eval()
     while schedule.step < rates.steps:
+        seed_step(config.seed, schedule.step, place.rank)
         random = np.random.default_rng([config.seed, 2, schedule.step, place.rank])
         losses = _scene_losses(net, objective, people, scenes, config, random, place)
         schedule.advance(sum((value for value in losses.values()), torch.zeros((), device=place.device)))

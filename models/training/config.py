@@ -15,7 +15,7 @@ RECIPE = Path(__file__).with_name("detector_retriever.toml")
 
 @dataclass(frozen=True)
 class DataConfig:
-    crop_views: int = 4
+    crop_views: int = 3
     scene_rounds: int = 3
     share_as_it_is: float = 0.45
     share_altered: float = 0.25
@@ -27,9 +27,9 @@ class DataConfig:
 class PeopleConfig:
     steps: int = 1500
     pairs: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     trunk_learning_rate: float = 3e-4
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.1
     dropout: float = 0.5
     late_stage: bool = True
     checkpoint_every: int = 100
@@ -41,7 +41,7 @@ class LossConfig:
     contrast: float = 1.0
     reidentification: float = 1.0
     oim: float = 0.3
-    cmpm: float = 0.0
+    cmpm: float = 0.5
     cmpc: float = 0.05
     cross_scale: float = 0.1
     attributes: float = 1.0

@@ -58,7 +58,11 @@ def train(config: Config, base_path: Path, data: Path, work: Path, out: Path, te
     run = work / ("everybody" if not people.held_out else f"without-{len(people.held_out)}")
     run.mkdir(parents=True, exist_ok=True)
     objective = train_people(people, config, base, run, place, say)
-    net = train_conditioning(people, objective, config, work, run, place, say)
+    if (work / "people.npy").exists():
+        net = train_conditioning(people, objective, config, work, run, place, say)
+    else:
+        say("no scenes (data.scene_rounds = 0): the query-conditioned heads stay untrained and count nothing")
+        net = Conditioning(len(people.vocabulary.terms))
     if place.rank:
         return {}
     figures: dict[str, Any] = {}

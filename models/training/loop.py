@@ -44,6 +44,11 @@ class Place:
         return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step is the same whether training was interrupted before it or not."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+
+
 class Curves:
     """A CSV file of figures by step; the first process writes it."""
 

@@ -24,7 +24,7 @@ from models.detector_retriever.words import Vocabulary
 from models.training.captions import Caption, attribute_targets, part_of, read_captions, vocabulary_of
 from models.training.config import Config, DataConfig
 from models.training.examine import Figures, examine_people
-from models.training.loop import Curves, Place, Schedule
+from models.training.loop import Curves, Place, Schedule, seed_step
 from models.training.regions import Stored, crop_names, gather
 from pipeline.search.description import Description, Term, parse
 
@@ -280,6 +280,7 @@ def train_people(people: People, config: Config, base: Base, work: Path, place: 
     sums: dict[str, float] = defaultdict(float)
     while schedule.step < rates.steps:
         objective.train()
+        seed_step(config.seed, schedule.step, place.rank)
         batch = draw(people, config, schedule.step, place.rank, place.device)
         with place.autocast():
             losses = shared(*batch)
