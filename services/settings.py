@@ -50,6 +50,7 @@ class DetectSettings(Section):
     side: int = Field(
         0, ge=0, le=4096, description="Network pixels of the longer side of a frame, 0 = the network's usual; not of ultralytics models."
     )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: the detector-retriever on a GPU through torch (extra torch).")
     batch_size: int = Field(4, ge=1, le=64, description="Most frames of all cameras in one forward pass.")
     batch_wait_s: float = Field(0.02, ge=0, le=1, description="How long a batch waits for more frames; live only.")
     minimum_confidence: float = Field(0.02, gt=0, lt=1, description="Calibrated; a faint box below it does not even carry a track on.")

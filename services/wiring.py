@@ -191,7 +191,9 @@ def retriever(settings: Settings) -> DetectorRetriever:
     """The one-stage detector-retriever, a Detector and a Retriever, whatever detect.model says: measuring asks for it by name."""
     from models.detector_retriever.runtime import DetectorRetriever
 
-    return DetectorRetriever(weight_registry(settings).path("nanodet"), text_encoder(settings), **_detector_options(settings))
+    return DetectorRetriever(
+        weight_registry(settings).path("nanodet"), text_encoder(settings), device=settings.detect.device, **_detector_options(settings)
+    )
 
 
 def _detector_options(settings: Settings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ HOMES = {  # one home per library
     "prometheus_client": "services/metrics.py",
 }
 # The networks as torch trains them; what runs them (runtime.py, words.py) needs onnxruntime and numpy alone.
-TORCH_ONLY = {f"models/detector_retriever/{name}.py" for name in ("base", "network", "losses", "conditioning", "export")}
+TORCH_ONLY = {f"models/detector_retriever/{name}.py" for name in ("base", "network", "losses", "conditioning", "export", "torch_runtime")}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 

@@ -6,6 +6,7 @@ vectors in numpy; what does not depend on a description is computed once a frame
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from models.nanodet import MEAN_BGR, STD_BGR, NanoDetDetector
 from models.preprocess import open_session
 from models.tiled_detector import Prepared
 from pipeline.detect import merge
-from pipeline.errors import BadInputError, SettingsError, UnreadableMediaError
+from pipeline.errors import BadInputError, MissingDependencyError, SettingsError, UnreadableMediaError
 from pipeline.ports import Sought
 from pipeline.types import BODY, TEXT, Attribute, Detections, Frame, Vectors
 
@@ -115,6 +116,15 @@ def _open_trained(path: Path, threads: int) -> Any:
 def network(base: Path, weights: Path = WEIGHTS, threads: int = 1) -> Network:
     """One network for the whole process, shared by what detects and what encodes crops."""
     return Network(base, weights, threads)
+
+
+def torch_network(base: Path, weights: Path, device: str, half: bool = True) -> Any:
+    """The network on torch (torch_runtime.TorchNetwork). Raises MissingDependencyError."""
+    try:
+        from models.detector_retriever.torch_runtime import TorchNetwork
+    except ImportError:
+        raise MissingDependencyError("torch", "torch") from None
+    return TorchNetwork(base, weights, device, half)
 
 
 class Asked(NamedTuple):
@@ -231,9 +241,14 @@ class DetectorRetriever(NanoDetDetector):
         side: int = 0,
         threads: int = 1,
         weights: Path = WEIGHTS,
+        device: str = "cpu",
     ) -> None:
-        """path: the registry's NanoDet; text: reads descriptions, needed for ``ask``. Raises SettingsError when weights cannot be read."""
-        self._network = network(path, weights, threads)
+        """path: the registry's NanoDet; text: reads descriptions, needed for ``ask``; device: cpu (onnxruntime), or cuda (torch, bf16).
+
+        Raises SettingsError when weights cannot be read, MissingDependencyError when torch is wanted and not there.
+        """
+        self._path, self._weights = path, weights
+        self._network: Any = network(path, weights, threads) if device == "cpu" else torch_network(path, weights, device)
         self._tiles, self._side = tiles, side or self.usual_side
         self._raw_floor = self.calibration.raw(minimum_confidence)
         arrays = read_weights(weights)
@@ -241,6 +256,12 @@ class DetectorRetriever(NanoDetDetector):
         self._width = len(arrays["sentence_bias"])
         self._conditioned = Conditioned(arrays)
         self._text = text
+
+    def on_cuda(self) -> DetectorRetriever:
+        """A twin that runs on the GPU."""
+        twin = copy.copy(self)
+        twin._network = torch_network(self._path, self._weights, "cuda")
+        return twin
 
     def forward_one(self, prepared: Prepared) -> list[Float32]:
         """The base alone, for benches."""

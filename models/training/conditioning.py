@@ -102,7 +102,9 @@ def train_conditioning(
     terms = dict(people.vocabulary.terms)
     net = Conditioning(len(terms))
     net.to(place.device)
-    schedule = Schedule(net, [{"params": list(net.parameters()), "lr": rates.learning_rate}], rates.steps, 1e-2, work / "conditioning.pt")
+    schedule = Schedule(
+        net, [{"params": list(net.parameters()), "lr": rates.learning_rate}], rates.steps, 1e-2, work / "conditioning.pt", place
+    )
     curves, started, begun = Curves(work / "curves.csv", place), time.monotonic(), schedule.step
     sums: dict[str, float] = defaultdict(float)
     objective.eval()

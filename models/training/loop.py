@@ -37,11 +37,15 @@ class Place:
     def autocast(self) -> Any:
         return torch.autocast(self.device.split(":")[0], self.precision, enabled=self.precision != torch.float32)
 
-    def shared(self, module: nn.Module) -> nn.Module:
-        """``module`` so that every process takes the mean gradient."""
+    def share(self, module: nn.Module) -> None:
+        """Give every process the mean gradient of all. A parameter that this batch did not touch counts as zero."""
         if self.processes == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+            return
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.processes
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -67,8 +71,10 @@ class Curves:
 class Schedule:
     """Optimiser, one-cycle learning rate and the checkpoint of one step of training."""
 
-    def __init__(self, module: nn.Module, groups: Sequence[dict[str, Any]], steps: int, weight_decay: float, checkpoint: Path) -> None:
-        self.module, self.checkpoint, self.step = module, checkpoint, 0
+    def __init__(
+        self, module: nn.Module, groups: Sequence[dict[str, Any]], steps: int, weight_decay: float, checkpoint: Path, place: Place
+    ) -> None:
+        self.module, self.checkpoint, self.place, self.step = module, checkpoint, place, 0
         self.optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
         rates = [group["lr"] for group in groups]
         self.rate = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rates, total_steps=max(steps, 2), pct_start=0.1)
@@ -80,9 +86,10 @@ class Schedule:
             self.step = int(state["step"])
 
     def advance(self, loss: torch.Tensor) -> None:
-        """One step down the gradient, which is cut at length 5."""
+        """One step down the gradient, the mean over processes, cut at length 5."""
         self.optimiser.zero_grad()
         loss.backward()
+        self.place.share(self.module)
         nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
         self.optimiser.step()
         self.rate.step()

@@ -133,7 +133,7 @@ def _sources(work: Path, views: int, crops: int) -> tuple[list[Stored], list[dic
 
 
 class PeopleObjective(nn.Module):  # type: ignore[misc]
-    """ID-Net, words and the losses between them; one module, so that torchrun's processes share its gradients."""
+    """ID-Net, words and the losses between them."""
 
     def __init__(self, people: People, config: Config) -> None:
         super().__init__()
@@ -274,8 +274,8 @@ def train_people(people: People, config: Config, base: Base, work: Path, place: 
     rest = [parameter for parameter in objective.parameters() if id(parameter) not in own]
     rates = config.people
     groups = [{"params": trunk, "lr": rates.trunk_learning_rate}, {"params": rest, "lr": rates.learning_rate}]
-    schedule = Schedule(objective, groups, rates.steps, rates.weight_decay, work / "people.pt")
-    shared, curves = place.shared(objective), Curves(work / "curves.csv", place)
+    schedule = Schedule(objective, groups, rates.steps, rates.weight_decay, work / "people.pt", place)
+    curves = Curves(work / "curves.csv", place)
     weights, started, begun = asdict(config.losses), time.monotonic(), schedule.step
     sums: dict[str, float] = defaultdict(float)
     while schedule.step < rates.steps:
@@ -283,7 +283,7 @@ def train_people(people: People, config: Config, base: Base, work: Path, place: 
         seed_step(config.seed, schedule.step, place.rank)
         batch = draw(people, config, schedule.step, place.rank, place.device)
         with place.autocast():
-            losses = shared(*batch)
+            losses = objective(*batch)
         loss = sum((weights[name] * each.float() for name, each in losses.items()), torch.zeros((), device=place.device))
         schedule.advance(loss)
         for name, each in losses.items():

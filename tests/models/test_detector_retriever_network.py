@@ -31,9 +31,10 @@ from models.detector_retriever.export import (  # noqa: E402
 )
 from models.detector_retriever.losses import Cmpc, Oim, cmpm, contrast, cross_scale, part_similarity, same_person  # noqa: E402
 from models.detector_retriever.network import COLOURS, IdNet, Regions, Said, WordNet, regions_of  # noqa: E402
-from models.detector_retriever.runtime import Conditioned, with_maps  # noqa: E402
+from models.detector_retriever.runtime import Conditioned, Network, with_maps  # noqa: E402
 from models.detector_retriever.runtime import part_similarity as plain_part_similarity  # noqa: E402
-from models.detector_retriever.words import Vocabulary, WordReader  # noqa: E402
+from models.detector_retriever.torch_runtime import TorchNetwork  # noqa: E402
+from models.detector_retriever.words import WEIGHTS, Vocabulary, WordReader  # noqa: E402
 from pipeline.search.description import parse  # noqa: E402
 
 
@@ -205,3 +206,15 @@ def test_nine_regions_cover_the_grid() -> None:
     assert region[0, 0] == 0
     assert region[5, 8] == 8
     assert sorted(set(region.flatten().tolist())) == list(range(9))
+
+
+def test_the_shipped_weights_say_the_same_on_torch_and_on_onnxruntime(weights: Callable[[str], Path]) -> None:
+    plain, torched = Network(weights("nanodet"), WEIGHTS, 1), TorchNetwork(weights("nanodet"), WEIGHTS, "cpu", half=False)
+    pictures = torch.randn(2, 3, 96, 128).numpy()
+    boxes, picture = np.array([[4, 2, 40, 90], [60, 10, 100, 94]], np.float32), np.array([0, 1])
+    _, maps = plain.maps(pictures)
+    _, torch_maps = torched.maps(pictures)
+    looks, torch_looks = plain.looks(maps, pictures, boxes, picture), torched.looks(torch_maps, pictures, boxes, picture)
+    assert (looks.body * torch_looks.body).sum(1).min() > 0.999
+    assert (looks.text * torch_looks.text).sum(1).min() > 0.999
+    np.testing.assert_allclose(plain.grid(maps), torched.grid(torch_maps), atol=0.05)
