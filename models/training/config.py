@@ -50,8 +50,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    steps: int = 600
-    scenes: int = 8
+    steps: int = 400
+    scenes: int = 4
     queries: int = 6
     learning_rate: float = 1e-3
     confidence: float = 1.0
