@@ -41,7 +41,7 @@ class Conditioning(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.coarse = nn.Conv2d(256, CELL, 1)
         self.middle = nn.Conv2d(128, CELL, 1)
-        self.mix = nn.Conv2d(CELL, CELL, 3, padding=1, groups=CELL)
+        self.mix = nn.Conv2d(CELL, CELL, (7, 3), padding=(3, 1), groups=CELL)  # a person is tall: the centre must know head and feet
         self.gate = nn.Sequential(nn.Linear(DIMENSIONS, CELL // REDUCTION), nn.ReLU(), nn.Linear(CELL // REDUCTION, CELL), nn.Sigmoid())
         self.gated = nn.Linear(CELL, 1)
         self.phrase = nn.Linear(DIMENSIONS, CELL)

@@ -59,10 +59,9 @@ class Graph:
         return output
 
     def convolution(self, source: str, module: nn.Conv2d, output: str = "") -> str:
-        size, stride, padding = module.kernel_size[0], module.stride[0], module.padding[0]
-        inputs = [source, self.weight(module.weight), self.weight(module.bias)]
-        pads = [padding] * 4
-        return self.node("Conv", inputs, output, kernel_shape=[size] * 2, strides=[stride] * 2, pads=pads, group=module.groups)
+        inputs, pads = [source, self.weight(module.weight), self.weight(module.bias)], [*module.padding] * 2
+        size, strides = list(module.kernel_size), list(module.stride)
+        return self.node("Conv", inputs, output, kernel_shape=size, strides=strides, pads=pads, group=module.groups)
 
     def layer(self, source: str, module: Convolution) -> str:
         made = self.convolution(source, module.convolution)

@@ -35,6 +35,8 @@ from models.training.people import WELL_VISIBLE, People, PeopleObjective, looks_
 from pipeline.search.description import parse
 
 Float32 = NDArray[np.float32]
+
+OTHER_CELLS = 64  # of a scene, beside those of people
 Say = Callable[[str], None]
 
 
@@ -147,62 +149,53 @@ def _scene_losses(
         with torch.no_grad():
             heard = objective.words(people.said.rows(torch.tensor(captions)).to(device))
         asked = net.asked(heard)
-        weight = net.attention(cells[number], asked)  # (Q, T, S)
-        fused = net.fused(cells[number], weight)  # (Q, S, M)
-        shared = net.shared(fused)
-        confidence = net.confidence(shared)[..., 0]  # (Q, S)
-        gated = (asked.gates * net.gated.weight) @ cells[number].T + net.gated.bias  # (Q, S)
         places = scenes.cells_of(rows, grid, device)  # (N,)
-        target = places[torch.from_numpy(chosen).to(device)]  # (Q,)
-        wanted = functional.one_hot(target, confidence.shape[1]).float()
-        answer = torch.from_numpy(chosen).to(device)
+        # the attention sees every cell; what follows it is worked out where people stand and at some cells more
+        others = torch.from_numpy(random.choice(cells.shape[1], OTHER_CELLS, replace=False)).to(device)
+        used = torch.cat([places, others])  # (K,)
+        weight = net.attention(cells[number], asked)  # (Q, T, S)
+        fused = net.fused(cells[number][used], weight[:, :, used])  # (Q, K, M)
+        confidence = net.confidence(net.shared(fused))[..., 0]  # (Q, K)
+        gated = (asked.gates * net.gated.weight) @ cells[number][used].T + net.gated.bias  # (Q, K)
+        answer = torch.from_numpy(chosen).to(device)  # (Q,) places among the first N of K
+        wanted = (used[None] == places[answer][:, None]).float()  # (Q, K)
+        people_here = len(rows)
         if rates.confidence:
             squared = (wanted - confidence.sigmoid()).square().sum(1).mean()  # eq. 3
-            sums["confidence"] = sums["confidence"] + rates.confidence * (squared + functional.cross_entropy(confidence[:, places], answer))
+            named = functional.cross_entropy(confidence[:, :people_here], answer)
+            sums["confidence"] = sums["confidence"] + rates.confidence * (squared + named)
         if rates.gates:
-            both = functional.cross_entropy(gated[:, places], answer) + 0.3 * functional.cross_entropy(gated, target)
-            sums["gates"] = sums["gates"] + rates.gates * both
-        sums = (
-            _proxy_losses(net, sums, config, (cells[number], weight, fused, asked.is_phrase), target, region, random)
-            if (rates.rebuild or rates.offset)
-            else sums
-        )
+            named = functional.cross_entropy(gated[:, :people_here], answer)
+            found = functional.binary_cross_entropy_with_logits(gated, wanted)
+            sums["gates"] = sums["gates"] + rates.gates * (named + found)
+        if rates.offset:
+            moved = _offset_loss(net, fused, answer, region[used], random)
+            sums["offset"] = sums["offset"] + rates.offset * moved
         if rates.label:
-            said = torch.from_numpy(np.stack([clause_terms(people.captions[caption], people.vocabulary.terms) for caption in captions]))  # type: ignore[arg-type]
+            said = torch.from_numpy(np.stack([clause_terms(people.captions[caption], people.vocabulary.terms) for caption in captions]))
             each = functional.binary_cross_entropy_with_logits(net.label_logits(cells[number], weight), said.to(device), reduction="none")
-            sums["label"] = sums["label"] + rates.label * (each.mean(2) * asked.is_phrase).sum() / asked.is_phrase.sum().clamp(min=1) * 10
+            sums["label"] = sums["label"] + rates.label * (each.sum(2) * asked.is_phrase).sum() / asked.is_phrase.sum().clamp(min=1) / 10
         if rates.rebuild:
             crops = np.stack([scenes.pixels[rows[index]] for index in chosen]).astype(np.float32)  # (Q, 3, 48, 16)
             standard = (torch.from_numpy(crops) - torch.from_numpy(MEAN_BGR).view(3, 1, 1)) / torch.from_numpy(STD_BGR).view(3, 1, 1)
             small = functional.adaptive_avg_pool2d(standard, (CROP_ROWS, CROP_COLUMNS)).to(device)
-            rebuilt = net.rebuilt(fused[torch.arange(len(target)), target])
+            rebuilt = net.rebuilt(fused[torch.arange(len(chosen)), answer])
             sums["rebuild"] = sums["rebuild"] + rates.rebuild * functional.mse_loss(rebuilt, small)  # eq. 2
     return {name: value / rates.scenes for name, value in sums.items()}
 
 
-def _proxy_losses(
-    net: Conditioning,
-    sums: dict[str, torch.Tensor],
-    config: Config,
-    made: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    target: torch.Tensor,
-    region: torch.Tensor,
-    random: np.random.Generator,
-) -> dict[str, torch.Tensor]:
-    """Target-centric offset (eq. 5): the target's cell of I~ changes places with a cell of another region, and |q - p| is guessed."""
-    if not config.conditioning.offset:
-        return sums
-    _, _, fused, _ = made
+def _offset_loss(
+    net: Conditioning, fused: torch.Tensor, answer: torch.Tensor, region: torch.Tensor, random: np.random.Generator
+) -> torch.Tensor:
+    """Target-centric offset (eq. 5): the target's cell of I~ (Q, K, M) and one of another region change places, |q - p| is guessed."""
     swapped, other = fused.clone(), []
-    for query, cell in enumerate(target.tolist()):
+    for query, cell in enumerate(answer.tolist()):
         elsewhere = torch.nonzero(region != region[cell])[:, 0]
         chosen = int(elsewhere[int(random.integers(len(elsewhere)))])
         swapped[query, [cell, chosen]] = fused[query, [chosen, cell]]
         other.append(chosen)
-    distance = (region[torch.tensor(other, device=region.device)] - region[target]).abs() - 1  # 0..7
-    logits = net.direction_logits(net.shared(swapped), region)
-    sums["offset"] = sums["offset"] + config.conditioning.offset * functional.cross_entropy(logits, distance)
-    return sums
+    distance = (region[torch.tensor(other, device=region.device)] - region[answer]).abs() - 1  # 0..7
+    return functional.cross_entropy(net.direction_logits(net.shared(swapped), region), distance)
 
 
 @dataclass(frozen=True)

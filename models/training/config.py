@@ -50,9 +50,9 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    steps: int = 400
-    scenes: int = 4
-    queries: int = 6
+    steps: int = 350
+    scenes: int = 16
+    queries: int = 8
     learning_rate: float = 1e-3
     confidence: float = 1.0
     gates: float = 1.0
