@@ -71,7 +71,7 @@ class Conditioning(nn.Module):  # type: ignore[misc]
 
     def attention(self, cells: torch.Tensor, asked: Asked) -> torch.Tensor:
         """w_i = softmax over the cells of <I_en, v_i> / temperature, times the number of cells: (Q, T, S) for one frame's cells (S, M)."""
-        logits = torch.einsum("sm,qtm->qts", cells, asked.phrases) / (TEMPERATURE * CELL**0.5)
+        logits = torch.einsum("sm,qtm->qts", cells, asked.phrases) / TEMPERATURE
         weight = logits.softmax(2) * cells.shape[0]
         return weight * asked.is_phrase[..., None]
 

@@ -160,7 +160,7 @@ class Conditioned:
     def attention(self, cells: Float32, asked: Asked) -> Float32:
         """Softmax over the cells (S, M), times their number, damped: (Q, T, S)."""
         queries, phrases, width = asked.phrases.shape
-        logits = (asked.phrases.reshape(-1, width) @ cells.T) / (TEMPERATURE * width**0.5)  # (Q * T, S)
+        logits = (asked.phrases.reshape(-1, width) @ cells.T) / TEMPERATURE  # (Q * T, S)
         weight = np.exp(logits - logits.max(1, keepdims=True))
         weight *= len(cells) / weight.sum(1, keepdims=True)
         weight = weight.reshape(queries, phrases, -1) * asked.is_phrase[..., None]

@@ -53,7 +53,7 @@ class ConditioningConfig:
     steps: int = 350
     scenes: int = 16
     queries: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     confidence: float = 1.0
     gates: float = 1.0
     label: float = 0.3
