@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "models", "services")
-STAGES = ("capture", "detect", "track", "embed", "attributes", "index", "search", "alert", "archive", "evaluate")
+STAGES = ("capture", "detect", "track", "embed", "index", "search", "alert", "archive", "evaluate")
 SHARED = ("types", "errors", "ports", "geometry")
 PIPELINE_MAY = {"numpy", "scipy", "pipeline"}
 HOMES = {  # one home per library

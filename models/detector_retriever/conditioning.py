@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.detector_retriever.base import Maps
 from models.detector_retriever.network import DIMENSIONS, Heard
 
 STRIDE = 16
@@ -124,6 +123,3 @@ def centre_cells(boxes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     x = ((boxes[:, 0] + boxes[:, 2]) / 2 / STRIDE).long().clamp(0, columns - 1)
     y = ((boxes[:, 1] + boxes[:, 3]) / 2 / STRIDE).long().clamp(0, rows - 1)
     return y * columns + x
-
-
-__all__ = ["Asked", "Conditioning", "Maps", "centre_cells", "regions_of_grid"]
