@@ -265,7 +265,8 @@ class DetectorRetriever(NanoDetDetector):
 
     def forward_one(self, prepared: Prepared) -> list[Float32]:
         """The base alone, for benches."""
-        return self._network.maps(prepared.tensor)[0]
+        found: list[Float32] = self._network.maps(prepared.tensor)[0]
+        return found
 
     def detect_prepared(self, frames: Sequence[Frame], batches: Sequence[Prepared]) -> list[Detections]:
         """As TiledDetector, with vectors of every box of confidence SEEN or more (zeros for fainter ones)."""
@@ -329,7 +330,8 @@ class DetectorRetriever(NanoDetDetector):
         if not len(boxes):
             nobody = np.zeros((0, self._width), np.float32)
             return Looks(nobody, nobody, nobody[:, None])
-        return self._network.looks(maps, prepared.tensor, boxes.astype(np.float32), picture)
+        looks: Looks = self._network.looks(maps, prepared.tensor, boxes.astype(np.float32), picture)
+        return looks
 
 
 def _spread(values: Float32, rows: NDArray[np.intp], length: int) -> Float32:

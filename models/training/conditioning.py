@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from models.training.captions import Caption
 from models.training.config import Config
 from models.training.loop import Curves, Place, Schedule, seed_step
 from models.training.people import WELL_VISIBLE, People, PeopleObjective, looks_of, said_of, text_parts
-from pipeline.search.description import parse
+from pipeline.search.description import Term, parse
 
 Float32 = NDArray[np.float32]
 
@@ -85,7 +84,7 @@ class Scenes:
         return centre_cells(torch.from_numpy(self.box[list(rows)]), *grid).to(device)
 
 
-def clause_terms(caption: Caption, terms: dict[Any, int]) -> Float32:
+def clause_terms(caption: Caption, terms: Mapping[Term, int]) -> Float32:
     """Which terms each of the first PHRASES sub-sentences holds, (T, terms)."""
     found = np.zeros((PHRASES, len(terms)), np.float32)
     for place, clause in enumerate(sub_sentences(caption.text)[:PHRASES]):
@@ -101,8 +100,7 @@ def train_conditioning(
     """Gates, grid attention and the proxy tasks; words and ID-Net stay as they are. source: the folder of the scenes."""
     torch.manual_seed(config.seed + 1)
     rates, scenes = config.conditioning, Scenes.read(source, people)
-    terms = dict(people.vocabulary.terms)
-    net = Conditioning(len(terms))
+    net = Conditioning(len(people.vocabulary.terms))
     net.to(place.device)
     schedule = Schedule(
         net, [{"params": list(net.parameters()), "lr": rates.learning_rate}], rates.steps, 1e-2, work / "conditioning.pt", place

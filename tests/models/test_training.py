@@ -21,6 +21,7 @@ from models.training.conditioning import SceneScores, fit_sum, within_scene  # n
 from models.training.config import RECIPE, Config, read_config  # noqa: E402
 from models.training.detector_retriever import train  # noqa: E402
 from models.training.examine import auc, fit_matches, pool  # noqa: E402
+from models.training.regions import Stored, crop_names  # noqa: E402
 from pipeline.errors import NotFoundError, SettingsError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # six people use no term often enough
@@ -100,6 +101,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     again = torch.load(tmp_path / "without-2" / "people.pt", weights_only=True)
     for name, value in whole["module"].items():
         torch.testing.assert_close(again["module"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_conditioned_heads_learn_from_scenes(research: Path, weights: Callable[[str], Path], tmp_path: Path) -> None:
+    """Scenes of noise in the place of composed ones: what is tested is that every loss runs and what comes out is used."""
+    random, names = np.random.default_rng(0), crop_names(research / "persons")
+    people = []
+    stored = Stored.open(tmp_path / "scenes", 24)
+    for array in (stored.fine, stored.middle):
+        array[:] = random.normal(0, 1, array.shape)
+    for scene in range(8):
+        for place in range(3):
+            crop = (scene * 3 + place) % len(names)
+            people.append((scene, crop, 20 + 60 * place, 10, 60 + 60 * place, 90, 1.0))
+    np.save(tmp_path / "people.npy", np.array(people, np.float64))
+    for name, channels in (("coarse", 256), ("halved", 128)):
+        np.save(tmp_path / f"scenes_{name}.npy", random.normal(0, 1, (8, channels, 9, 16)).astype(np.float16))
+    (tmp_path / "scenes.done").touch()
+    said: list[str] = []
+    recipe = read_config(None, [*SMALL[:1], "data.scene_rounds=1", *SMALL[2:], "conditioning.steps=50", "conditioning.scenes=2"])
+    figures = train(recipe, weights("nanodet"), research, tmp_path, tmp_path / "weights", None, said.append)
+    assert set(figures["scenes"]) >= {"cosine", "with all", "confidence alone", "gates alone"}
+    losses = next(line for line in said if line.startswith("conditioning 50/50"))
+    for name in ("confidence", "gates", "label", "rebuild", "offset"):
+        assert name in losses
 
 
 def test_the_recipe_that_ships_is_the_default_recipe() -> None:
