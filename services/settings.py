@@ -65,6 +65,10 @@ class TrackSettings(Section):
 
 class EmbedSettings(Section):
     best_shots: int = Field(4, ge=1, le=16, description="Crops kept and embedded per tracklet.")
+    vectors: Literal["crops", "frame"] = Field(
+        "crops",
+        description="Where the vectors of best shots come from: their crops at full size, or the detector-retriever's pass over the frame.",
+    )
     faces: bool = Field(True, description="Look for faces in the best shots.")
     keep_context: bool = Field(True, description="Keep one small picture of the whole frame per tracklet, for the operator.")
 

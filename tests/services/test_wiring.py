@@ -12,7 +12,7 @@ from pipeline.errors import SettingsError
 from pipeline.ports import PreparingDetector
 from pipeline.types import BODY, TEXT
 from services import wiring
-from services.settings import DetectSettings, Settings
+from services.settings import DetectSettings, EmbedSettings, Settings
 
 
 @pytest.fixture
@@ -27,8 +27,9 @@ def settings(**detect: object) -> Settings:
 
 
 @pytest.mark.usefixtures("base")
-def test_the_default_detector_prepares_beside_and_gives_the_encoders_spaces() -> None:
-    detector, looks = wiring.make_detector(settings()), wiring.look_encoder(settings())
+def test_vectors_of_the_frame_come_from_a_detector_that_prepares_beside_and_has_the_encoders_spaces() -> None:
+    chosen = Settings(embed=EmbedSettings(vectors="frame"))
+    detector, looks = wiring.make_detector(chosen), wiring.look_encoder(chosen)
     assert isinstance(detector, PreparingDetector)
     assert detector.name == "detector-retriever"
     assert detector.spaces == looks.spaces == {BODY: looks.spaces[BODY], TEXT: wiring.text_encoder(settings()).space}  # type: ignore[attr-defined]
@@ -39,7 +40,8 @@ def test_other_detectors_are_chosen_by_name_and_the_side_is_theirs() -> None:
     detector = wiring.make_detector(settings(model="nanodet", side=160))
     assert detector.name == "nanodet-416"
     assert detector._side == 160  # type: ignore[attr-defined]
-    assert wiring.make_detector(settings())._side == 640  # type: ignore[attr-defined]
+    assert wiring.retriever(settings())._side == 512  # type: ignore[attr-defined]
+    assert wiring.make_detector(settings()).name == "nanodet-416", "vectors of crops need boxes alone"
     assert wiring.plain_detector(settings()).name == "nanodet-416"
 
 
