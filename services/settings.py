@@ -44,7 +44,8 @@ class CaptureSettings(Section):
 
 class DetectSettings(Section):
     model: Literal["detector-retriever", "nanodet", "centernet", "ultralytics"] = Field(
-        "detector-retriever", description="Person detector; the first also gives the vectors of people, for the others crops are encoded."
+        "detector-retriever",
+        description="Person detector; the first finds what nanodet finds and can give people's vectors too (embed.vectors).",
     )
     weights: Path | None = Field(None, description="Own weights file, for ultralytics models.")
     side: int = Field(

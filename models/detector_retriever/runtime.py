@@ -275,7 +275,7 @@ class DetectorRetriever(NanoDetDetector):
     def ask(self, descriptions: Sequence[str]) -> Asked:
         """Descriptions made ready for any number of frames. Raises BadInputError when one says nothing that can be seen."""
         if self._text is None:
-            raise BadInputError("this detector was made without a text encoder: it cannot look for descriptions")
+            raise BadInputError("looking for descriptions needs a text encoder, this detector was made without one: give it text=")
         return self._conditioned.ask([self._text.read(description) for description in descriptions])
 
     def look_for(self, frames: Sequence[Frame], asked: Asked, with_heat: bool = False) -> list[Sought]:

@@ -138,7 +138,7 @@ def test_heat_covers_the_frame_and_not_what_pads_it(retriever: DetectorRetriever
 
 
 def test_without_a_text_encoder_nothing_can_be_asked(small_base: Path) -> None:
-    with pytest.raises(BadInputError, match="without a text encoder"):
+    with pytest.raises(BadInputError, match="needs a text encoder"):
         DetectorRetriever(small_base, side=WIDTH).ask(SOUGHT)
 
 

@@ -61,7 +61,7 @@ def trained(research: Path, weights: Callable[[str], Path], tmp_path_factory: py
 def test_training_gives_figures_of_people_it_never_saw(trained: tuple[Path, dict[str, Any]]) -> None:
     work, figures = trained
     assert figures["people"]["text"]["queries"] == 6  # two people held out, three captions each
-    assert (work / "without-2" / "curves.csv").read_text().startswith("people") or figures["config"]["people"]["steps"] < 50
+    assert "examined,4,text," in (work / "without-2" / "curves.csv").read_text()
 
 
 def test_what_was_trained_can_be_used_without_torch(trained: tuple[Path, dict[str, Any]], weights: Callable[[str], Path]) -> None:
@@ -76,8 +76,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     trained: tuple[Path, dict[str, Any]], research: Path, weights: Callable[[str], Path], tmp_path: Path
 ) -> None:
     whole = torch.load(trained[0] / "without-2" / "people.pt", weights_only=True)
-    half = torch.load(trained[0] / "without-2" / "people.pt", weights_only=True)
-    assert half["step"] == 4
+    assert whole["step"] == 4
     (tmp_path / "views").symlink_to(trained[0] / "views")
 
     class StoppedError(Exception):
