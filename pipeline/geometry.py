@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
-
-
-def as_boxes(values: ArrayLike, name: str = "xyxy") -> Float32:
-    """``values`` as float32 (N, 4); raises ValueError with what came when the shape is another."""
-    boxes = np.asarray(values, np.float32)
-    if boxes.size == 0:
-        return np.zeros((0, 4), np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name} must be float32 (N, 4), got {boxes.dtype} {boxes.shape}")
-    return boxes
 
 
 def areas(xyxy: Float32) -> Float32:

@@ -15,8 +15,3 @@ def newest(tracklets: Iterable[Tracklet]) -> list[Tracklet]:
         if known is None or tracklet.revision > known.revision:
             best[tracklet.tracklet_id] = tracklet
     return list(best.values())
-
-
-def has_vectors(tracklet: Tracklet) -> bool:
-    """Whether a search can find it; one without any embedding is kept for its time and place only."""
-    return bool(tracklet.embeddings)

@@ -1,7 +1,7 @@
 """What is written out of a batch."""
 
-from pipeline.index.stage import has_vectors, newest
-from pipeline.types import Embedding, Tracklet
+from pipeline.index.stage import newest
+from pipeline.types import Tracklet
 
 
 def tracklet(name: str, revision: int) -> Tracklet:
@@ -12,8 +12,3 @@ def test_the_highest_revision_of_each_tracklet_is_kept_in_order_of_first_appeara
     batch = [tracklet("a", 1), tracklet("b", 2), tracklet("a", 3), tracklet("b", 1), tracklet("a", 2)]
     assert [(t.tracklet_id, t.revision) for t in newest(batch)] == [("a", 3), ("b", 2)]
     assert newest([]) == []
-
-
-def test_a_tracklet_without_embeddings_has_no_vectors() -> None:
-    assert not has_vectors(tracklet("a", 1))
-    assert has_vectors(Tracklet("a", 1, "c", 0, 1, [], [], [], (Embedding("body", "b@1", [1.0]),)))
