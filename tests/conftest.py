@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from models.registry import Registry
 from pipeline.errors import SourceUnavailableError
+from tests.kafka_server import NoKafkaError, KafkaServer
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,24 @@ def weights() -> Callable[[str], Path]:
             pytest.skip(f"weight {name} cannot be had here: {reason}")
 
     return path
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A real Kafka of our own for the whole run; skips with the reason where none can be had."""
+    try:
+        server = KafkaServer(tmp_path_factory.mktemp("kafka"), sasl={"sightline": "right"}).start()
+    except NoKafkaError as reason:
+        pytest.skip(f"no Apache Kafka: {reason}")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(request: pytest.FixtureRequest) -> str:
+    """Where a real Kafka is: KAFKA_BOOTSTRAP_SERVERS, else one of our own."""
+    named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if named:
+        return named
+    server: KafkaServer = request.getfixturevalue("kafka_server")
+    return server.bootstrap

@@ -21,6 +21,7 @@ HOMES = {  # one home per library
     "ultralytics": "models/ultralytics_detector.py",
     "faster_whisper": "models/speech.py",
     "typer": "services/cli",
+    "kafka": "services/adapters/kafka_",
     "prometheus_client": "services/metrics.py",
 }
 # The networks as torch trains them; what runs them (runtime.py, words.py) needs onnxruntime and numpy alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 
@@ -27,10 +27,13 @@ def partition_of(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-def assign(partitions: Mapping[int, str], members: Mapping[int, frozenset[str]], before: Mapping[int, int]) -> dict[int, int]:
+def assign(
+    partitions: Mapping[int, str], members: Mapping[int, frozenset[str]], before: Mapping[int, int], held: Collection[int] = ()
+) -> dict[int, int]:
     """Partition id -> member id: balanced to within one where subscriptions allow, moving as little as that needs, deterministic.
 
-    partitions: id -> topic; members: id -> subscribed topics; before: the assignment so far.
+    partitions: id -> topic; members: id -> subscribed topics; before: the assignment so far;
+    held: partitions that stay with their owner, balance or not.
     """
     load = dict.fromkeys(sorted(members), 0)
     assigned: dict[int, int] = {}
@@ -53,7 +56,7 @@ def assign(partitions: Mapping[int, str], members: Mapping[int, frozenset[str]],
         is_settled = False
         while not is_settled:
             is_settled = True
-            for partition in sorted(assigned, reverse=True):
+            for partition in sorted(set(assigned) - set(held), reverse=True):
                 giver, taker = assigned[partition], idlest(partitions[partition])
                 if taker is not None and load[giver] - load[taker] >= 2 and is_wished(partition, taker):
                     assigned[partition] = taker

@@ -254,6 +254,14 @@ class SqliteBroker:
         self._consumers.add(consumer)
         return consumer
 
+    def reader(self, topics: Sequence[str], start: str = "earliest") -> SqliteConsumer:
+        """A consumer of all partitions that belongs to no group and commits nothing."""
+        for topic in topics:
+            self._spec(topic)
+        reader = SqliteConsumer(self.path, frozenset(topics), None, start, self.session_timeout_s)
+        self._consumers.add(reader)
+        return reader
+
     def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]:
         self._spec(topic)
         with self._lock, plain_errors(self.path):

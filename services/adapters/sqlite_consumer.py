@@ -22,9 +22,12 @@ WAKE_FIRST_S, WAKE_LAST_S = 0.002, 0.02
 
 
 class SqliteConsumer:
-    """A member of a consumer group. ``keep_alive`` may be called from another thread while messages are handled."""
+    """A member of a consumer group. ``keep_alive`` may be called from another thread while messages are handled.
 
-    def __init__(self, path: Path, topics: frozenset[str], group: str, start: str, session_timeout_s: float) -> None:
+    group None: a reader of all partitions that belongs to no group and commits nothing.
+    """
+
+    def __init__(self, path: Path, topics: frozenset[str], group: str | None, start: str, session_timeout_s: float) -> None:
         self._path, self._topics, self._group, self._start = path, topics, group, start
         self._session_s = session_timeout_s
         self._lock = threading.RLock()
@@ -40,7 +43,19 @@ class SqliteConsumer:
         self._data_version = -1
         self._is_closed = False
         with plain_errors(path):
-            self._attend(may_acquire=True, is_beat=True)
+            if group is None:
+                self._own_all()
+            else:
+                self._attend(may_acquire=True, is_beat=True)
+
+    def _own_all(self) -> None:
+        marks = ", ".join("?" * len(self._topics))
+        rows = self._connection.execute(
+            f"SELECT id, topic, partition, next_offset FROM partitions WHERE topic IN ({marks})", sorted(self._topics)
+        )
+        for partition_id, topic, partition, end in rows.fetchall():
+            self._owned[partition_id] = TopicPartition(topic, partition)
+            self._positions[partition_id] = 0 if self._start == "earliest" else end
 
     # polling
 
@@ -58,7 +73,7 @@ class SqliteConsumer:
                 self._in_flight.clear()
                 is_news = self._has_news()
                 is_due = time.monotonic() - self._beat_at_s > self._session_s / BEATS_PER_SESSION
-                if is_news or is_due:
+                if self._group is not None and (is_news or is_due):
                     self._attend(may_acquire=True, is_beat=is_due)
                 is_news = is_news or self._data_version < 0
                 messages = self._fetch(max_messages) if is_news else []
@@ -121,6 +136,8 @@ class SqliteConsumer:
         """
         with self._lock, plain_errors(self._path):
             self._check_open()
+            if self._group is None:
+                return
             if self._member is None:
                 raise NotReadyError(f"not a member of group {self._group}: poll first")
             self._attend(may_acquire=False, is_beat=True)
@@ -252,6 +269,11 @@ class SqliteConsumer:
                 return partition_id
         raise NotReadyError(f"partition {partition.topic}/{partition.partition} is not assigned to this member of group {self._group}")
 
+    def is_stable(self) -> bool:
+        """Whether this member has been told its partitions; here that is so from the first poll on."""
+        with self._lock:
+            return self._group is None or self._member is not None
+
     def position(self, partition: TopicPartition) -> int:
         with self._lock:
             return self._positions[self._identifier(partition)]
@@ -282,6 +304,8 @@ class SqliteConsumer:
         """Store the NEXT offset to read per partition, all or none; raises NotReadyError when a partition was taken away meanwhile."""
         if not offsets:
             return
+        if self._group is None:
+            raise RuntimeError("a reader outside of a group commits nothing")
         with self._lock, plain_errors(self._path):
             self._check_open()
             wanted = {self._identifier(partition): offset for partition, offset in offsets.items()}

@@ -2,36 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.ports import Broker
+from services.adapters.kafka_broker import KafkaBroker
+from services.adapters.kafka_client import KafkaConnection
 from services.adapters.sqlite_broker import SqliteBroker
 from tests.contracts.broker_contract import BrokerContract
 
 SESSION_TIMEOUT_S = 1.2
+KAFKA_SESSION_TIMEOUT_S = 2.0
 
 
-def _compact_now(broker: Broker) -> None:
+def _sqlite(request: pytest.FixtureRequest) -> Callable[[], Broker]:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return lambda: SqliteBroker(folder / "log.db", session_timeout_s=SESSION_TIMEOUT_S)
+
+
+def _kafka(request: pytest.FixtureRequest) -> Callable[[], Broker]:
+    bootstrap: str = request.getfixturevalue("kafka_bootstrap")
+    return lambda: KafkaBroker(KafkaConnection(bootstrap, session_timeout_s=KAFKA_SESSION_TIMEOUT_S))
+
+
+def _compact_sqlite(broker: Broker, topic: str) -> None:
     assert isinstance(broker, SqliteBroker)
     broker.maintain()
 
 
+def _compact_kafka(broker: Broker, topic: str) -> None:
+    """Kafka compacts closed segments only: make it close them at once, and wait until its cleaner came by."""
+    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    assert isinstance(broker, KafkaBroker)
+    admin = KafkaAdminClient(bootstrap_servers=broker._servers)
+    quick = {"segment.ms": "1", "min.cleanable.dirty.ratio": "0.0", "min.compaction.lag.ms": "0"}
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=quick)])
+    admin.close()
+    for marker in itertools.count():
+        time.sleep(0.3)
+        broker.produce(topic, b"%d" % marker, b"marker")
+        broker.flush()
+        reader = KafkaConsumer(bootstrap_servers=broker._servers, auto_offset_reset="earliest")
+        reader.assign([TopicPartition(topic, 0)])
+        found = [record.offset for records in reader.poll(2_000).values() for record in records]
+        reader.close()
+        if found and found[0] >= 27:
+            return
+        assert marker < 60, "the cleaner never came"
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """How to connect to a fresh log in a folder, how to make it compact now, and which tests it cannot pass, with the reason."""
+    """How to connect to a fresh log, how to make it compact a topic now, and which tests it cannot pass, with the reason."""
 
-    connect: Callable[[Path], Broker]
-    compact: Callable[[Broker], None]
-    session_timeout_s: float = SESSION_TIMEOUT_S
+    connector: Callable[[pytest.FixtureRequest], Callable[[], Broker]]
+    compact: Callable[[Broker, str], None]
+    session_timeout_s: float
     cannot: dict[str, str] = field(default_factory=dict)
 
 
 ADAPTERS = {
-    "sqlite": Adapter(lambda folder: SqliteBroker(folder / "log.db", session_timeout_s=SESSION_TIMEOUT_S), _compact_now),
+    "sqlite": Adapter(_sqlite, _compact_sqlite, SESSION_TIMEOUT_S),
+    "kafka": Adapter(_kafka, _compact_kafka, KAFKA_SESSION_TIMEOUT_S),
 }
 
 
@@ -45,16 +86,34 @@ def adapter(request: pytest.FixtureRequest) -> Adapter:
 
 
 @pytest.fixture
-def connect(adapter: Adapter, tmp_path: Path) -> Iterator[Callable[[], Broker]]:
+def connect(adapter: Adapter, request: pytest.FixtureRequest) -> Iterator[Callable[[], Broker]]:
+    new_client = adapter.connector(request)
+    before = set(new_client().topics()) if adapter is ADAPTERS["kafka"] else set()
     clients: list[Broker] = []
 
-    def new_client() -> Broker:
-        clients.append(adapter.connect(tmp_path))
+    def remembered() -> Broker:
+        clients.append(new_client())
         return clients[-1]
 
-    yield new_client
+    yield remembered
     for client in clients:
         client.close()
+    if adapter is ADAPTERS["kafka"]:
+        _forget(request.getfixturevalue("kafka_bootstrap"), before)
+
+
+def _forget(bootstrap: str, before: set[str]) -> None:
+    """Remove what the test made, so that the next one meets an empty Kafka."""
+    from kafka import KafkaAdminClient
+
+    admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
+    made = [t["name"] for t in admin.describe_topics() if not t.get("is_internal") and t["name"] not in before]
+    if made:
+        admin.delete_topics(made)
+    groups = [group["group_id"] for group in admin.list_groups()]
+    if groups and not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        admin.delete_groups(groups)
+    admin.close()
 
 
 @pytest.fixture
@@ -63,7 +122,7 @@ def broker(connect: Callable[[], Broker]) -> Broker:
 
 
 @pytest.fixture
-def compact(adapter: Adapter) -> Callable[[Broker], None]:
+def compact(adapter: Adapter) -> Callable[[Broker, str], None]:
     return adapter.compact
 
 
