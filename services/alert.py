@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.alert import AlertStage
@@ -23,7 +22,7 @@ CATCH_UP_S = 10.0
 class AlertHandler:
     """Compares each batch of tracklets with the watches in force at that moment.
 
-    Watches and the alerts already raised are read from the start of their topics by a consumer of our own, outside the worker's
+    Watches and the alerts already raised are read from the start of their topics by a reader of our own, outside the worker's
     group: every alert worker must know all of them, also after a restart and after taking over another one's cameras.
     clock_ns: UTC; on_alert: told of each alert, for metrics.
     """
@@ -40,7 +39,7 @@ class AlertHandler:
         self._clock_ns = clock_ns
         self._on_alert = on_alert
         self._warned: set[tuple[str, tuple[str, ...]]] = set()
-        self._news = broker.consumer([WATCHES, ALERTS], group=f"alert-news-{uuid.uuid4().hex}")
+        self._news = broker.reader([WATCHES, ALERTS])
 
     def handle(self, batch: Sequence[Received]) -> Iterable[Output]:
         """The alerts of a batch of tracklets; raises NotReadyError when the watches cannot be read to their end."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,7 +78,7 @@ def archive_worker(broker: Broker, process_job: ProcessJob, observer: Observer |
 
 @dataclass
 class ArchiveFollower:
-    """Follows where some jobs stand. Reads the progress topic in a group of its own and never commits."""
+    """Follows where some jobs stand. Reads the progress topic outside of any group."""
 
     broker: Broker
     jobs: Sequence[ArchiveJob]
@@ -89,7 +88,7 @@ class ArchiveFollower:
 
     def __post_init__(self) -> None:
         self._wanted = {job_key(job) for job in self.jobs}
-        self._consumer: Consumer = self.broker.consumer([ARCHIVE_PROGRESS], f"archive-progress-{uuid.uuid4().hex}")
+        self._consumer: Consumer = self.broker.reader([ARCHIVE_PROGRESS])
 
     def __enter__(self) -> ArchiveFollower:
         return self

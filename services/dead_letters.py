@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import NotFoundError
-from pipeline.ports import Broker, Consumer, Message, TopicPartition
+from pipeline.ports import Broker, Message, TopicPartition
+from services.reading import until_end
 from services.topics import DEAD_LETTER_SUFFIX, dead_letter_topic
 
 GROUP = "dead-letters"
@@ -39,12 +38,12 @@ def list_dead_letters(broker: Broker, topic: str | None = None) -> list[DeadLett
     replayed = dict(broker.groups().get(GROUP, {}))
     found = []
     for name in topics:
-        consumer = broker.consumer([name], f"{GROUP}-list-{uuid.uuid4().hex}")
+        reader = broker.reader([name])
         try:
-            waiting = (m for m in _until_end(broker, consumer, name) if m.offset >= replayed.get(TopicPartition(name, m.partition), 0))
+            waiting = (m for m in until_end(broker, reader, name) if m.offset >= replayed.get(TopicPartition(name, m.partition), 0))
             found += [_letter(message) for message in waiting]
         finally:
-            consumer.close()
+            reader.close()
     return found
 
 
@@ -58,7 +57,7 @@ def replay(broker: Broker, topic: str, limit: int | None = None) -> int:
     consumer = broker.consumer([name], GROUP)
     count = 0
     try:
-        for message in _until_end(broker, consumer, name):
+        for message in until_end(broker, consumer, name):
             if limit is not None and count >= limit:
                 break
             headers = [(header, value) for header, value in message.headers if header not in FACTS]
@@ -80,15 +79,6 @@ def _dead_topics(broker: Broker, topic: str | None) -> list[str]:
         known = ", ".join(sorted(n.removesuffix(DEAD_LETTER_SUFFIX) for n in present if n.endswith(DEAD_LETTER_SUFFIX)))
         raise NotFoundError(f"the topic must be one of {known or '(none yet)'}, got {topic!r}")
     return [name]
-
-
-def _until_end(broker: Broker, consumer: Consumer, topic: str) -> Iterator[Message]:
-    """The messages from the consumer's position to the end as it is now."""
-    ends = {partition: end for partition, end in broker.end_offsets(topic).items() if end > 0}
-    while any(p not in consumer.assignment() or consumer.position(p) < end for p, end in ends.items()):
-        for message in consumer.poll(0.2):
-            if message.offset < ends.get(TopicPartition(topic, message.partition), 0):
-                yield message
 
 
 def _letter(message: Message) -> DeadLetter:

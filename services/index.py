@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 
+from pipeline.errors import BadInputError
 from pipeline.ports import Broker, Gallery
-from pipeline.types import CameraCoverage, Tracklet
-from services.topics import COVERAGE, TRACKLETS
+from pipeline.types import CameraCoverage, CropReference, Erasure, Tracklet
+from services import wire
+from services.reading import until_end
+from services.topics import COVERAGE, ERASURES, TRACKLETS
 from services.worker import Observer, Output, Received, Worker
+
+log = logging.getLogger("sightline.index")
 
 GROUP = "index"
 BATCH = 200
@@ -19,14 +26,29 @@ OnIndexed = Callable[[Sequence[int], int], None]
 class IndexHandler:
     """Writes each batch durably before its offsets are committed; a revision seen twice is ignored by the gallery."""
 
-    def __init__(self, gallery: Gallery, on_indexed: OnIndexed | None = None) -> None:
-        """on_indexed: told when the last frames of the tracklets that can be searched now were taken, and the time; for metrics."""
+    def __init__(
+        self,
+        gallery: Gallery,
+        on_indexed: OnIndexed | None = None,
+        erased: Iterable[str] = (),
+        remove_crops: Callable[[Sequence[CropReference]], None] = lambda crops: None,
+    ) -> None:
+        """on_indexed: told when the last frames of the tracklets that can be searched now were taken, and the time; for metrics.
+
+        erased: ids that never come in again, whatever is replayed; remove_crops: of those that are erased while we run.
+        """
         self._gallery = gallery
         self._on_indexed = on_indexed
+        self._erased = set(erased)
+        self._remove_crops = remove_crops
 
     def handle(self, batch: Sequence[Received]) -> list[Output]:
         """Nothing to send on. Raises what the gallery raises: BadInputError for one bad vector, StorageFullError."""
-        tracklets = [received.value for received in batch if isinstance(received.value, Tracklet)]
+        gone = {received.value.tracklet_id for received in batch if isinstance(received.value, Erasure)}
+        if gone:
+            self._erased |= gone
+            self._remove_crops(self._gallery.delete(sorted(gone)))
+        tracklets = [r.value for r in batch if isinstance(r.value, Tracklet) and r.value.tracklet_id not in self._erased]
         if tracklets:
             self._gallery.upsert(tracklets)
             if self._on_indexed is not None:
@@ -40,8 +62,18 @@ class IndexHandler:
         return []
 
 
-def index_worker(
-    broker: Broker, gallery: Gallery, batch: int = BATCH, observer: Observer | None = None, on_indexed: OnIndexed | None = None
-) -> Worker:
-    """The worker of group ``index`` over tracklets and coverage; call its ``run``."""
-    return Worker(GROUP, broker, (TRACKLETS, COVERAGE), IndexHandler(gallery, on_indexed), batch=batch, observer=observer)
+def erased_ids(broker: Broker) -> set[str]:
+    """The ids of every tracklet that was erased while its topic remembers."""
+    found = set()
+    with closing(broker.reader([ERASURES])) as reader:
+        for message in until_end(broker, reader, ERASURES):
+            try:
+                found.add(wire.decode(Erasure, message.value).tracklet_id)
+            except BadInputError as error:  # the worker meets it too, and puts it aside
+                log.error("erasure that cannot be read", extra={"offset": message.offset, "reason": str(error)})
+    return found
+
+
+def index_worker(broker: Broker, handler: IndexHandler, group: str = GROUP, batch: int = BATCH, observer: Observer | None = None) -> Worker:
+    """The worker of ``group`` over tracklets, coverage and erasures; call its ``run``."""
+    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, observer=observer)

@@ -2,15 +2,17 @@
 
 One thread per camera decodes, one detects batches over cameras, one tracks and embeds, so that the detector never waits for the
 rest as long as the rest is cheaper. Footage is worked off whole and in batches of consecutive frames of one camera, which makes a
-second run equal the first to the bit; live cameras share batches, and one that is frozen holds nobody up.
+second run equal the first to the bit; live cameras share batches, and one that is frozen holds nobody up. Cameras may come and go.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.capture import Backoff
 from pipeline.embed import EmbedStage
-from pipeline.errors import SightlineError
+from pipeline.errors import NotReadyError, SightlineError
 from pipeline.ports import Broker, Capture, Detector, MediaStore, PreparingDetector
 from pipeline.track.appearance import looks
 from pipeline.track.stage import Tracker, TrackUpdates
@@ -34,6 +37,8 @@ log = logging.getLogger("sightline.ingest")
 
 COVERAGE_EVERY_S = 5.0
 FLUSH_EVERY_S = 0.25
+FLUSH_WITHIN_S = 2.0  # a broker that does not acknowledge for so long is away
+LAST_FLUSH_S = 6.0  # of a worker that must end: SIGTERM to exit within 10 s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,31 +111,47 @@ class Progress:
     last_at_ns: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A camera on the line: its capture, what it gave and nobody took yet, and its own stages."""
+
+    capture: Capture
+    stages: CameraStages
+    items: queue.Queue[Frame | _End]
+    thread: threading.Thread | None = None
+    has_ended: bool = False  # its last item is in the queue
+
+    @property
+    def camera(self) -> Camera:
+        return self.capture.camera
+
+
 @dataclass(frozen=True, slots=True)
 class _End:
     """The last thing a camera sends down the line."""
 
-    camera_id: str
     error: Exception | None = None
 
 
-_Item = Frame | _End
+_Item = tuple[_Open, Frame | _End]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prepared:
-    """A batch ready for the detector: its frames, what ``prepare`` made of them, and the cameras that ended with it."""
+    """A batch ready for the detector: its frames and their cameras, what ``prepare`` made of them, and the cameras that ended with it."""
 
     frames: list[Frame]
-    ends: list[_End]
+    cameras: list[_Open]
+    ends: list[tuple[_Open, _End]]
     made: Any
 
 
 class IngestLine:
     """Runs captures through one detector and each camera's own stages into a sink.
 
-    ``run`` returns when every camera ended or ``stop`` was called; a camera that fails ends alone and is named in
-    ``progress.failures``; an error of the detector or of a stage is a bug and is raised after everything was stopped.
+    ``run`` returns when every camera ended or ``stop`` was called; ``is_endless``: only then, and cameras come and go by ``add`` and
+    ``remove``. A camera that fails ends alone and is named in ``progress.failures``; an error of the detector or of a stage is a bug
+    and is raised after everything was stopped.
     """
 
     def __init__(
@@ -143,40 +164,72 @@ class IngestLine:
         batch_size: int = 4,
         batch_wait_s: float = 0.02,
         queue_frames: int = 8,
+        is_endless: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        on_end: Callable[[Camera, Exception | None], None] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
+        """on_end: told of every camera that has left the line, its tracklets published; called from the line's own thread."""
         if len({capture.camera.camera_id for capture in captures}) != len(captures):
             raise ValueError("camera ids must be unique, got " + ", ".join(sorted(c.camera.camera_id for c in captures)))
         self.progress = Progress()
-        self._captures = list(captures)
-        self._detector = detector
-        self._stages = {capture.camera.camera_id: make_stages(capture.camera) for capture in captures}
-        self._sink = sink
-        self._batch_size = batch_size
-        self._batch_wait_s = batch_wait_s
-        self._queues = {c.camera.camera_id: queue.Queue[_Item](maxsize=max(queue_frames, batch_size)) for c in captures}
+        self.errors_of_cameras: list[Exception] = []
+        self._detector, self._make_stages, self._sink = detector, make_stages, sink
+        self._batch_size, self._batch_wait_s = batch_size, batch_wait_s
+        self._queue_frames = max(queue_frames, batch_size)
+        self._is_endless = is_endless
+        self._lock = threading.Lock()
+        self._feeding: list[_Open] = []  # cameras whose end nobody took yet
+        self._finishing: list[_Open] = []  # cameras whose tracklets are not all published
         self._arrived = threading.Event()  # something is in a camera's queue
-        self._found: queue.Queue[tuple[Frame, Detections] | _End | None] = queue.Queue(maxsize=2 * max(batch_size, queue_frames))
+        self._found: queue.Queue[tuple[_Open, Frame, Detections] | tuple[_Open, _End] | None] = queue.Queue(2 * self._queue_frames)
         self._prepared: queue.Queue[_Prepared | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
-        self.errors_of_cameras: list[Exception] = []
-        self._on_progress = on_progress
+        self._on_progress, self._on_end = on_progress, on_end
         self._metrics = metrics
-        self._is_live = any(capture.camera.is_live for capture in captures)
+        self._waiting = [self._opened(capture) for capture in captures]
+
+    # cameras that come and go
+
+    def add(self, capture: Capture) -> None:
+        """Take a camera onto the running line."""
+        self._start(self._opened(capture))
+
+    def remove(self, camera_id: str) -> None:
+        """Let a camera leave: its frames on their way are finished, its open tracks close and are published."""
+        with self._lock:
+            leaving = [each for each in self._feeding if each.camera.camera_id == camera_id]
+        for each in leaving:
+            each.capture.close()
+
+    def _opened(self, capture: Capture) -> _Open:
+        return _Open(capture, self._make_stages(capture.camera), queue.Queue(self._queue_frames))
+
+    def _start(self, opened: _Open) -> None:
+        opened.thread = threading.Thread(target=self._read, args=(opened,), name=f"capture-{opened.camera.camera_id}")
+        with self._lock:
+            self._feeding.append(opened)
+            self._finishing.append(opened)
+        if self._stop.is_set():
+            opened.capture.close()
+        opened.thread.start()
 
     def stop(self) -> None:
         """End soon: captures are closed, frames on their way are finished, open tracks are closed and published."""
         self._stop.set()
-        for capture in self._captures:
-            capture.close()
+        with self._lock:
+            feeding = list(self._feeding)
+        for each in (*feeding, *self._waiting):
+            each.capture.close()
+        self._arrived.set()
 
     def run(self) -> Progress:
         """Work until the end. Raises what a stage raised."""
-        threads = [threading.Thread(target=self._read, args=(c,), name=f"capture-{c.camera.camera_id}") for c in self._captures]
-        threads.append(threading.Thread(target=self._prepare, name="prepare"))
-        threads.append(threading.Thread(target=self._finish, name="track"))
+        for opened in self._waiting:
+            self._start(opened)
+        self._waiting = []
+        threads = [threading.Thread(target=self._prepare, name="prepare"), threading.Thread(target=self._finish, name="track")]
         for thread in threads:
             thread.start()
         is_over = False
@@ -198,12 +251,11 @@ class IngestLine:
 
     # ------------------------------------------------------------------------------------------ capture
 
-    def _read(self, capture: Capture) -> None:
-        camera_id = capture.camera.camera_id
+    def _read(self, opened: _Open) -> None:
         error: Exception | None = None
         try:
-            for frame in capture.frames():
-                self._queues[camera_id].put(frame)
+            for frame in opened.capture.frames():
+                opened.items.put(frame)
                 self._arrived.set()
                 if self._stop.is_set():
                     break
@@ -212,7 +264,8 @@ class IngestLine:
         except Exception as problem:  # a bug in an adapter must not be mistaken for the end of a film
             self._fail(problem)
             error = problem
-        self._queues[camera_id].put(_End(camera_id, error))
+        opened.items.put(_End(error))
+        opened.has_ended = True
         self._arrived.set()
 
     # ------------------------------------------------------------------------------------------- detect
@@ -220,15 +273,62 @@ class IngestLine:
     def _prepare(self) -> None:
         """Make the network's input of the next batch while the detector works on the one before."""
         try:
-            for batch in self._live_batches() if self._is_live else self._footage_batches():
-                frames = [item for item in batch if isinstance(item, Frame)]
-                ends = [item for item in batch if isinstance(item, _End)]
-                is_wanted = frames and not self._errors and isinstance(self._detector, PreparingDetector)
-                made = self._detector.prepare(frames) if is_wanted else None  # type: ignore[attr-defined]
-                self._prepared.put(_Prepared(frames, ends, made))
+            for batch in self._batches():
+                frames = [(opened, item) for opened, item in batch if isinstance(item, Frame)]
+                ends = [(opened, item) for opened, item in batch if isinstance(item, _End)]
+                pictures = [frame for _, frame in frames]
+                is_wanted = pictures and not self._errors and isinstance(self._detector, PreparingDetector)
+                made = self._detector.prepare(pictures) if is_wanted else None  # type: ignore[attr-defined]
+                self._prepared.put(_Prepared(pictures, [opened for opened, _ in frames], ends, made))
         except BaseException as error:
             self._fail(error)
         self._prepared.put(None)
+
+    def _batches(self) -> Iterator[list[_Item]]:
+        """Live cameras share batches of whatever has arrived; footage gives batches of consecutive frames of one camera."""
+        while True:
+            with self._lock:
+                cameras = sorted(self._feeding, key=lambda opened: opened.camera.camera_id)
+            if not cameras and (not self._is_endless or self._stop.is_set()):
+                return
+            self._arrived.wait(timeout=0.5)
+            self._arrived.clear()
+            live = [opened for opened in cameras if opened.camera.is_live]
+            if live and self._batch_wait_s:
+                time.sleep(self._batch_wait_s)
+            is_news = True
+            while is_news:
+                is_news = False
+                for batch in (*self._live_batches(live), *self._footage_batches(cameras)):
+                    is_news = True
+                    yield batch
+
+    def _live_batches(self, cameras: Sequence[_Open]) -> list[list[_Item]]:
+        """One item of each live camera that has one."""
+        items = [item for opened in cameras if (item := self._take(opened)) is not None]
+        return [items[start : start + self._batch_size] for start in range(0, len(items), self._batch_size)]
+
+    def _footage_batches(self, cameras: Sequence[_Open]) -> Iterator[list[_Item]]:
+        """A whole batch of each camera that has one, or its last."""
+        for opened in cameras:
+            if opened.camera.is_live or not (opened.has_ended or opened.items.qsize() >= self._batch_size):
+                continue
+            batch: list[_Item] = []
+            while len(batch) < self._batch_size and (item := self._take(opened)) is not None:
+                batch.append(item)
+            if batch:
+                yield batch
+
+    def _take(self, opened: _Open) -> _Item | None:
+        """The next item of a camera, if there is one; with its end it leaves those that feed the line."""
+        try:
+            item = opened.items.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(item, _End):
+            with self._lock:
+                self._feeding.remove(opened)
+        return opened, item
 
     def _detect_next(self) -> bool:
         """Work on the next batch; whether it was the last."""
@@ -242,8 +342,8 @@ class IngestLine:
             else:
                 found = self._detector.detect(work.frames)
             self._note_batch(len(work.frames), time.perf_counter() - started)
-            for frame, detections in zip(work.frames, found, strict=True):
-                self._found.put((frame, detections))
+            for opened, frame, detections in zip(work.cameras, work.frames, found, strict=True):
+                self._found.put((opened, frame, detections))
         for end in work.ends:
             self._found.put(end)
         return False
@@ -254,76 +354,49 @@ class IngestLine:
             self._metrics.detect_batch.observe(frames)
             self._metrics.detect_seconds.observe(seconds)
 
-    def _footage_batches(self) -> Iterator[list[_Item]]:
-        """Batches of consecutive frames of one camera, cameras in turn."""
-        open_ids = list(self._queues)
-        while open_ids:
-            for camera_id in list(open_ids):
-                batch: list[_Item] = []
-                while len(batch) < self._batch_size:
-                    item = self._queues[camera_id].get()
-                    batch.append(item)
-                    if isinstance(item, _End):
-                        open_ids.remove(camera_id)
-                        break
-                yield batch
-
-    def _live_batches(self) -> Iterator[list[_Item]]:
-        """Whatever has arrived, cameras in turn, after a short wait for company."""
-        open_ids = set(self._queues)
-        while open_ids:
-            self._arrived.wait(timeout=0.5)
-            self._arrived.clear()
-            if self._batch_wait_s:
-                time.sleep(self._batch_wait_s)
-            while True:
-                batch: list[_Item] = []
-                for camera_id in sorted(open_ids):
-                    try:
-                        batch.append(self._queues[camera_id].get_nowait())
-                    except queue.Empty:
-                        continue
-                if not batch:
-                    break
-                open_ids -= {item.camera_id for item in batch if isinstance(item, _End)}
-                for start in range(0, len(batch), self._batch_size):
-                    yield batch[start : start + self._batch_size]
-
     # ------------------------------------------------------------------------------------ track and embed
 
     def _finish(self) -> None:
-        captures = {capture.camera.camera_id: capture for capture in self._captures}
         covered_at = flushed_at = time.monotonic()
-        item: tuple[Frame, Detections] | _End | None = None
-        while True:
+        is_over = False
+        while not is_over:
             try:
-                item = self._found.get()
-                if item is None:
+                item, has_item = None, True
+                try:
+                    item = self._found.get(timeout=FLUSH_EVERY_S)
+                except queue.Empty:
+                    has_item = False
+                if has_item and item is None:
+                    is_over = True
                     self._sink.flush()
-                    return
-                if self._errors:
-                    continue  # keep emptying, so that nobody waits for room
-                started = time.perf_counter()
-                if isinstance(item, _End):
-                    self._end(item, captures[item.camera_id])
-                else:
-                    self._advance(*item)
-                self.progress.stages_s += time.perf_counter() - started
+                elif item is not None and not self._errors:  # after an error: keep emptying, so that nobody waits for room
+                    self._work(item)
                 now = time.monotonic()
                 if now - covered_at > COVERAGE_EVERY_S:
                     covered_at = now
-                    for capture in self._captures:
-                        self._sink.cover(capture.coverage())
-                if now - flushed_at > FLUSH_EVERY_S:
+                    self._cover()
+                if now - flushed_at > FLUSH_EVERY_S and not is_over:
                     flushed_at = now
                     self._sink.flush()
             except BaseException as error:
                 self._fail(error)
-                if item is None:
-                    return
 
-    def _advance(self, frame: Frame, detections: Detections) -> None:
-        self._publish(self._stages[frame.camera_id].process(frame, detections))
+    def _work(self, item: tuple[_Open, Frame, Detections] | tuple[_Open, _End]) -> None:
+        started = time.perf_counter()
+        if len(item) == 3:
+            self._advance(*item)
+        else:
+            self._end(*item)
+        self.progress.stages_s += time.perf_counter() - started
+
+    def _cover(self) -> None:
+        with self._lock:
+            cameras = list(self._finishing)
+        for opened in cameras:
+            self._sink.cover(opened.capture.coverage())
+
+    def _advance(self, opened: _Open, frame: Frame, detections: Detections) -> None:
+        self._publish(opened.stages.process(frame, detections))
         self.progress.frames += 1
         self.progress.detections += len(detections)
         if self._metrics is not None:
@@ -332,19 +405,26 @@ class IngestLine:
         if self._on_progress:
             self._on_progress(self.progress)
 
-    def _end(self, end: _End, capture: Capture) -> None:
-        self._publish(self._stages[end.camera_id].finish())
-        self._sink.cover(capture.coverage())
+    def _end(self, opened: _Open, end: _End) -> None:
+        self._publish(opened.stages.finish())
+        self._sink.cover(opened.capture.coverage())
         self._sink.flush()
+        with self._lock:
+            self._finishing.remove(opened)
+        if opened.thread is not None:
+            opened.thread.join()
         if end.error is not None:
-            self.progress.failures[end.camera_id] = str(end.error)
+            self.progress.failures[opened.camera.camera_id] = str(end.error)
             self.errors_of_cameras.append(end.error)
-            log.warning("camera ended early", extra={"camera": end.camera_id, "reason": str(end.error)})
+            log.warning("camera ended early", extra={"camera": opened.camera.camera_id, "reason": str(end.error)})
+        if self._on_end is not None:
+            self._on_end(opened.camera, end.error)
 
     def _publish(self, publications: Sequence[Publication]) -> None:
         for publication in publications:
             self._sink.publish(publication)
-            self.progress.tracklets.add(publication.tracklet.tracklet_id)
+            if not self._is_endless:  # a worker that runs for months keeps no list of everybody
+                self.progress.tracklets.add(publication.tracklet.tracklet_id)
             self.progress.publications += 1
 
 
@@ -364,9 +444,16 @@ class TopicSink:
         self._metrics = metrics
 
     def publish(self, publication: Publication) -> None:
+        self.store(publication)
+        self.send(publication.tracklet)
+
+    def store(self, publication: Publication) -> None:
+        """The pictures of a publication into the media store."""
         for key, picture in publication.pictures:
             self._media.put(key, self._encode_picture(picture))
-        tracklet = publication.tracklet
+
+    def send(self, tracklet: Tracklet) -> None:
+        """A tracklet onto its topic, its crops being there."""
         self._broker.produce(TRACKLETS, wire.encode(tracklet), key=tracklet.camera_id.encode())
         if self._metrics is not None:
             kind = "closed" if tracklet.is_closed else "confirmed" if tracklet.revision == 1 else "better"
@@ -377,8 +464,133 @@ class TopicSink:
         if self._metrics is not None:
             self._metrics.observe_coverage(coverage)
 
+    def flush(self, timeout_s: float = 10.0) -> None:
+        self._broker.flush(timeout_s)
+
+
+class PatientSink:
+    """A sink of a worker that outlives a full disk and a broker that is away; nothing is lost, nothing of it is told twice.
+
+    A full disk holds the line up until there is room: live frames are dropped and counted meanwhile, footage waits. While the broker is
+    away the line goes on and tracklets are held, most ``limit`` of them, then the line waits too. When it is back, what was held is sent
+    for the cameras that are still ours. Where another worker took a camera over meanwhile (its session timed out, as in a cut network),
+    what began after that moment is the other's to tell, and dropped here.
+    """
+
+    def __init__(
+        self,
+        sink: TopicSink,
+        media: MediaStore,
+        owns: Callable[[str], bool | None],
+        stop: threading.Event,
+        session_timeout_s: float,
+        limit: int = 5_000,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """owns: whether a camera is ours, None while nobody knows; stop: set when the worker must end."""
+        self._sink, self._media, self._owns, self._stop = sink, media, owns, stop
+        self._session_s, self._limit, self._clock_ns = session_timeout_s, limit, clock_ns
+        self._held: deque[Tracklet] = deque()
+        self._accounts: dict[tuple[str, int], CameraCoverage] = {}
+        self._durable_at_ns = clock_ns()
+        self._away_at_ns = 0  # since when the broker is away; 0: it is there
+        self._back_since_s: float | None = None
+        self._next_try_s = 0.0
+        self._pause = Backoff(random.Random(), 0.2, 5.0)
+
+    @property
+    def held(self) -> int:
+        """Tracklets that wait for the broker."""
+        return len(self._held)
+
+    def publish(self, publication: Publication) -> None:
+        self._patiently(lambda: self._sink.store(publication))
+        self._send(publication.tracklet)
+
+    def _send(self, tracklet: Tracklet) -> None:
+        if not self._away_at_ns and not self._held:
+            try:
+                self._sink.send(tracklet)
+                return
+            except NotReadyError as error:
+                self._is_away(error)
+        self._held.append(tracklet)
+        while len(self._held) > self._limit and not self._stop.wait(0.2):
+            self.flush()
+
+    def cover(self, coverage: CameraCoverage) -> None:
+        """Only the newest account of each camera needs to wait."""
+        self._accounts[coverage.camera_id, coverage.from_ns] = coverage
+
     def flush(self) -> None:
-        self._broker.flush()
+        """Make durable what can be; what cannot stays held. When the worker stops: the last try, and an error when it fails."""
+        is_last = self._stop.is_set()
+        if not is_last and time.monotonic() < self._next_try_s:
+            return
+        try:
+            if not self._away_at_ns or is_last:
+                self._send_accounts()
+            self._sink.flush(LAST_FLUSH_S if is_last else FLUSH_WITHIN_S)
+        except NotReadyError as error:
+            self._is_away(error)
+            if is_last:
+                raise
+            return
+        self._is_back(is_last)
+
+    def _send_accounts(self) -> None:
+        for key, account in list(self._accounts.items()):
+            self._sink.cover(account)
+            del self._accounts[key]
+
+    def _is_away(self, error: NotReadyError) -> None:
+        if not self._away_at_ns:
+            self._away_at_ns = self._durable_at_ns
+            log.warning("broker away, the cameras go on and tracklets are held", extra={"reason": str(error)})
+        self._back_since_s = None
+        self._next_try_s = time.monotonic() + self._pause.next_s()
+
+    def _is_back(self, is_last: bool) -> None:
+        self._pause.reset()
+        self._next_try_s = 0.0
+        if not self._away_at_ns:
+            self._durable_at_ns = self._clock_ns()
+            return
+        # The group notices within a heartbeat or two who was taken for dead; before that nobody can say whose a camera is.
+        self._back_since_s = self._back_since_s or time.monotonic()
+        if time.monotonic() - self._back_since_s < self._session_s / 3 and not is_last:
+            return
+        self._release(is_last)
+        if not self._held:
+            log.info("broker back, nothing is held any more")
+            self._away_at_ns, self._durable_at_ns, self._back_since_s = 0, self._clock_ns(), None
+
+    def _release(self, is_last: bool) -> None:
+        lease_ends_ns = self._away_at_ns + int(self._session_s * 1e9)
+        waiting = deque[Tracklet]()
+        for tracklet in self._held:
+            is_ours = self._owns(tracklet.camera_id)
+            if is_ours is None and tracklet.started_at_ns > lease_ends_ns and not is_last:
+                waiting.append(tracklet)
+            elif is_ours is not False or tracklet.started_at_ns <= lease_ends_ns:
+                self._sink.send(tracklet)
+            else:
+                log.info("tracklet left to the worker that took the camera over", extra={"camera": tracklet.camera_id})
+                self._media.delete([crop.key for crop in tracklet.crops])
+        self._held = waiting
+        self._sink.flush(LAST_FLUSH_S)
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        pause = Backoff(random.Random(), 0.2, 5.0)
+        while True:
+            try:
+                act()
+                return
+            except NotReadyError as error:
+                if self._stop.is_set():
+                    raise
+                log.warning("the line waits", extra={"reason": str(error)})
+                self._stop.wait(pause.next_s())
 
 
 class _ResultQueue:

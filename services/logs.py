@@ -21,6 +21,11 @@ def set_up_logs(level: str = "info", form: str = "text", stream: TextIO | None =
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+    # kafka-python tells every failed connection several times over; what matters comes as an error, which we log in our words.
+    kafka = logging.getLogger("kafka")
+    kafka.handlers[:] = [handler]
+    kafka.setLevel(logging.WARNING if level.upper() == "DEBUG" else logging.CRITICAL)
+    kafka.propagate = False
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:

@@ -7,38 +7,74 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pipeline.errors import NotReadyError
 from pipeline.ports import Gallery
-from pipeline.types import CropReference
-from services import audit
+from pipeline.types import CropReference, Erasure
+from services import audit, wire
 from services.settings import Settings
-from services.topics import ALERTS, RANKINGS, TRACKLETS, dead_letter_topic
+from services.topics import ALERTS, ERASURES, RANKINGS, TRACKLETS, dead_letter_topic
 
 CARRIERS = (TRACKLETS, ALERTS, RANKINGS, dead_letter_topic(TRACKLETS), dead_letter_topic(ALERTS))
 ID_CHARACTERS = 16  # of every tracklet id, pipeline/track/lifecycle.py
 DAY_NS = 86_400_000_000_000
 EVERY_S = 3_600.0
 
+ERASED_WITHIN_S = 30.0
+
 log = logging.getLogger("sightline.retention")
 
 
-def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> int:
-    """Remove tracklets for good: index, crops, and what travelled over the log; gives how many were in the index.
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """tracklets: how many were in the index of this machine; is_in_log: Kafka keeps their messages until their time is over."""
 
-    The audit record of the erasure stays, with the id and nothing else. An id too short to be one is left out: it would meet others.
+    tracklets: int
+    is_in_log: bool
+
+
+def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: str, purpose: str) -> Erased:
+    """Remove tracklets for good: from every copy of the index, their crops, and what travelled over the embedded log.
+
+    The audit records stay, with the ids and nothing else; so do the erasures, which keep a replay from bringing anybody back. An id too
+    short to be one is left out: it would meet others. Raises NotReadyError when the index worker that writes this machine's index does
+    not remove them in time; it will when it is there again.
     """
     from services.wiring import erase_from_log, open_broker, open_gallery
 
-    with open_gallery(settings) as gallery:
-        known = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
-        with open_broker(settings) as broker:
-            for tracklet_id in known:
-                audit.record(broker, "erase", tracklet_id, issued_by, purpose)
-        _remove_crops(settings, gallery.delete(known))
     whole = [tracklet_id for tracklet_id in tracklet_ids if len(tracklet_id) >= ID_CHARACTERS]
-    erase_from_log(settings, CARRIERS, whole)  # also of those that a first try left half way
-    return len(known)
+    with open_broker(settings) as broker:
+        for tracklet_id in whole:
+            audit.record(broker, "erase", tracklet_id, issued_by, purpose)
+            broker.produce(ERASURES, wire.encode(Erasure(tracklet_id, time.time_ns())), tracklet_id.encode())
+        broker.flush()
+    try:
+        with open_gallery(settings) as gallery:
+            known = [tracklet.tracklet_id for tracklet in gallery.tracklets(whole)]
+            remove_crops(settings, gallery.delete(known))
+    except NotReadyError:  # another process writes the index: its worker has been told
+        known = _wait_until_gone(settings, whole)
+    is_in_log = erase_from_log(settings, CARRIERS, whole) is None  # also of those that a first try left half way
+    return Erased(len(known), is_in_log)
+
+
+def _wait_until_gone(settings: Settings, tracklet_ids: Sequence[str]) -> list[str]:
+    from services.wiring import open_gallery
+
+    ends_at = time.monotonic() + ERASED_WITHIN_S
+    known: list[str] = []
+    while True:
+        with open_gallery(settings, read_only=True) as gallery:
+            left = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
+        known = known or left
+        if not left:
+            return known
+        if time.monotonic() > ends_at:
+            raise NotReadyError(
+                f"{len(left)} tracklets are not out of the index yet: its worker is told and removes them when it runs again"
+            )
+        time.sleep(0.2)
 
 
 def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
@@ -86,11 +122,12 @@ def _expire(settings: Settings, gallery: Gallery, before_ns: int, issued_by: str
         return 0
     with open_broker(settings) as broker:
         audit.record(broker, "expire", str(before_ns), issued_by, "retention")
-    _remove_crops(settings, gallery.expire(before_ns))
+    remove_crops(settings, gallery.expire(before_ns))
     return held.tracklets - gallery.statistics().tracklets
 
 
-def _remove_crops(settings: Settings, crops: Sequence[CropReference]) -> None:
+def remove_crops(settings: Settings, crops: Sequence[CropReference]) -> None:
+    """Remove crops from the media store."""
     from services.wiring import open_media
 
     open_media(settings).delete([crop.key for crop in crops])

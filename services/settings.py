@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from pipeline.capture import without_credentials
 from pipeline.errors import SettingsError
@@ -28,9 +28,33 @@ class Section(BaseModel):
 
 class StorageSettings(Section):
     data_folder: Path = Field(Path("sightline-data"), description="Folder of the index, the log and the crops.")
+    crops_folder: Path | None = Field(
+        None, description="Folder of the crops, a mount shared by all machines where there are several; default: crops in data_folder."
+    )
     cache_folder: Path = Field(
         default_factory=lambda: Path(os.environ.get("SIGHTLINE_CACHE", Path.home() / ".cache" / "sightline")),
         description="Folder of converted model weights; can be deleted at any time.",
+    )
+
+
+class BrokerSettings(Section):
+    kind: Literal["embedded", "kafka"] = Field(
+        "embedded", description="embedded: one file, one machine, no server; kafka: workers on any number of machines."
+    )
+    bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1, description="host:port of some Kafka brokers, comma between them.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="As the listener asks.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("SCRAM-SHA-512", description="With SASL_*.")
+    sasl_username: str = Field("", description="With SASL_*.")
+    sasl_password: SecretStr = Field(SecretStr(""), description="With SASL_*; better in the environment than in the file.")
+    ssl_ca_file: Path | None = Field(None, description="PEM of the authority to trust with *SSL; default: the system's.")
+    ssl_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where the broker asks for one.")
+    ssl_key_file: Path | None = Field(None, description="PEM of its key.")
+    ssl_check_hostname: bool = Field(True, description="Whether the broker's certificate must name its host.")
+    replication_factor: int = Field(
+        1, ge=1, le=9, description="Copies of each topic that `sightline topics create` asks for; 3 in earnest."
+    )
+    session_timeout_s: float = Field(
+        10.0, ge=0.5, le=300, description="A worker not heard of for so long loses its partitions to others; Kafka wants 6 or more."
     )
 
 
@@ -76,6 +100,13 @@ class EmbedSettings(Section):
 
 class IndexSettings(Section):
     segment_tracklets: int = Field(131_072, ge=100, le=5_000_000, description="Tracklets per sealed segment of the index.")
+    group: str = Field(
+        "index",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Consumer group of this copy of the index; each machine that keeps a copy of its own names another.",
+    )
     retention_days: float = Field(30.0, ge=0, description="People in footage older than this are really removed; 0 = never.")
 
 
@@ -100,6 +131,11 @@ class ServerSettings(Section):
     )
 
 
+class TracingSettings(Section):
+    endpoint: str = Field("", description="OTLP/HTTP address for OpenTelemetry traces, http://collector:4318; empty = none.")
+    sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces that is kept.")
+
+
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
     format: Literal["text", "json"] = Field("text", description="json for machines, text for people.")
@@ -122,6 +158,7 @@ class CameraSettings(Section):
 
 class Settings(Section):
     storage: StorageSettings = Field(default_factory=StorageSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
     capture: CaptureSettings = Field(default_factory=CaptureSettings)
     detect: DetectSettings = Field(default_factory=DetectSettings)
     track: TrackSettings = Field(default_factory=TrackSettings)
@@ -131,23 +168,40 @@ class Settings(Section):
     alert: AlertSettings = Field(default_factory=AlertSettings)
     archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
     server: ServerSettings = Field(default_factory=ServerSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     logs: LogSettings = Field(default_factory=LogSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
     cameras: list[CameraSettings] = Field(default_factory=list)
 
     def camera_list(self) -> list[Camera]:
         """The cameras of the file as core types."""
-        return [
-            Camera(
-                camera_id=each.camera_id,
-                uri=each.uri,
-                sampling_hz=self.capture.sampling_hz if each.sampling_hz is None else each.sampling_hz,
-                zones={name: tuple(corners) for name, corners in each.zones.items()},
-                site=each.site,
-                is_live=each.live,
-            )
-            for each in self.cameras
-        ]
+        return [_camera_of(each, self.capture.sampling_hz, "settings") for each in self.cameras]
+
+
+def _camera_of(each: CameraSettings, usual_hz: float, origin: str) -> Camera:
+    return Camera(
+        camera_id=each.camera_id,
+        uri=_whole_path(each.uri),
+        sampling_hz=usual_hz if each.sampling_hz is None else each.sampling_hz,
+        zones={name: tuple(corners) for name, corners in each.zones.items()},
+        site=each.site,
+        is_live=each.live,
+        origin=origin,
+    )
+
+
+def named_camera(settings: Settings, **values: Any) -> Camera:
+    """A camera that a person names, checked as one of the settings file is; raises SettingsError."""
+    try:
+        return _camera_of(CameraSettings.model_validate(values), settings.capture.sampling_hz, "")
+    except ValidationError as error:
+        problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+        raise SettingsError("; ".join(_explain({**each, "loc": ("cameras", *list(each["loc"]))}) for each in problems)) from None
+
+
+def _whole_path(uri: str) -> str:
+    """A file named from here, for workers that stand elsewhere; anything else as it is."""
+    return str(Path(uri).absolute()) if "://" not in uri and not Path(uri).is_absolute() and Path(uri).exists() else uri
 
 
 def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:

@@ -33,28 +33,18 @@ class _Child:
     wait_s: float = RESTART_FIRST_S
     start_at: float = 0.0
     fatal: bool = False
-    done: bool = False  # it had an end and came to it: footage played as a camera
 
     def state(self) -> bool | str:
-        """True when it works or has done its work; else why not."""
-        code = None if self.process is None else self.process.poll()
-        if self.done or (self.process is not None and (code is None or self.is_end(code))):
+        """True when it works; else why not."""
+        if self.process is not None and self.process.poll() is None:
             return True
         return f"not running, starts again in {max(0.0, self.start_at - time.monotonic()):.1f} s"
-
-    def is_end(self, code: int) -> bool:
-        """Whether a worker that exits with ``code`` has nothing left to do."""
-        return code == 0 and self.name == "ingest"
 
 
 class Supervisor:
     """Runs the workers until SIGTERM, SIGINT or the time is up."""
 
     def __init__(self, settings: Settings, settings_file: Path | None) -> None:
-        if not settings.cameras:
-            raise SettingsError(
-                "cameras must name at least one camera for `sightline up`: add [[cameras]] with camera_id and uri to sightline.toml"
-            )
         self._settings = settings
         self._file = settings_file
         self._children = [_Child(name) for name in WORKERS]
@@ -67,9 +57,10 @@ class Supervisor:
 
         ends_at = time.monotonic() + for_s if for_s else float("inf")
         stop_on_signals(self._stop)
+        cameras = self._declare_cameras()
         server = health_server(self._settings, {child.name: child.state for child in self._children}, self._metrics)
         with server:
-            log.info("up", extra={"port": server.port, "cameras": len(self._settings.cameras)})
+            log.info("up", extra={"port": server.port, "cameras": cameras})
             try:
                 while not self._stop.wait(0.2) and time.monotonic() < ends_at:
                     for child in self._children:
@@ -83,10 +74,25 @@ class Supervisor:
         if refused:
             raise SettingsError(f"worker {', '.join(refused)} refused to start: see its message above")
 
+    def _declare_cameras(self) -> int:
+        """The cameras of the settings file onto their topic; gives how many there are now, those added by hand among them."""
+        from services.cameras import declare, read_cameras
+        from services.wiring import open_broker
+
+        with open_broker(self._settings) as broker:
+            declare(broker, self._settings.camera_list())
+            cameras = len(read_cameras(broker))
+        if not cameras:
+            raise SettingsError(
+                "`sightline up` must have at least one camera: add [[cameras]] with camera_id and uri to sightline.toml,"
+                " or `sightline camera add`"
+            )
+        return cameras
+
     def _tend(self, child: _Child) -> None:
         now = time.monotonic()
         if child.process is None:
-            if now >= child.start_at and not child.done:
+            if now >= child.start_at:
                 command = worker_command(child.name, self._settings, self._file)
                 child.process = subprocess.Popen([*command, "--port", str(worker_port(child.name, self._settings))])
                 child.started_at = now
@@ -95,10 +101,6 @@ class Supervisor:
         if code is None:
             return
         child.process = None
-        if child.is_end(code):
-            child.done = True
-            log.info("all cameras came to their end", extra={"worker": child.name})
-            return
         child.fatal = code == 2
         if now - child.started_at > STEADY_S:
             child.wait_s = RESTART_FIRST_S

@@ -5,17 +5,20 @@ deploy/topics.toml says the same for people who set up Kafka; ``as_toml`` writes
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.archive import JobProgress
+from pipeline.errors import SettingsError
 from pipeline.ports import Broker, TopicSpec
-from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Query, Ranking, Tracklet, Watch
+from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Tracklet, Watch
 
 CAMERAS, TRACKLETS, COVERAGE = "cameras", "tracklets", "coverage"
 QUERIES, RANKINGS = "queries", "rankings"
 WATCHES, ALERTS = "watches", "alerts"
 ARCHIVE_JOBS, ARCHIVE_PROGRESS = "archive-jobs", "archive-progress"
 AUDIT = "audit"
+ERASURES = "erasures"
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -23,7 +26,7 @@ DEAD_LETTER_SUFFIX = ".dlt"
 DEAD_LETTER_HEADER_BYTES = 65_536  # a dead letter is its original plus headers: it must fit where the original did
 
 _LIVE_TOPICS = (
-    TopicSpec(CAMERAS, partitions=8, cleanup="compact"),
+    TopicSpec(CAMERAS, partitions=64, cleanup="compact"),  # the bound on ingest workers, and fine enough to share cameras evenly
     TopicSpec(TRACKLETS, partitions=8, retention_ms=7 * DAY_MS, max_message_bytes=4_194_304),
     TopicSpec(COVERAGE, partitions=8, retention_ms=7 * DAY_MS),
     TopicSpec(QUERIES, partitions=4, retention_ms=6 * HOUR_MS),
@@ -32,6 +35,7 @@ _LIVE_TOPICS = (
     TopicSpec(ALERTS, partitions=4, retention_ms=28 * DAY_MS),
     TopicSpec(ARCHIVE_JOBS, partitions=16, retention_ms=7 * DAY_MS),  # the bound on archive workers that share the work
     TopicSpec(ARCHIVE_PROGRESS, partitions=1, cleanup="compact"),
+    TopicSpec(ERASURES, partitions=1, retention_ms=28 * DAY_MS),  # longer than tracklets lie on theirs: a replay brings nobody back
     TopicSpec(AUDIT, partitions=1),  # for ever, until the law of the place says otherwise
 )
 
@@ -39,6 +43,7 @@ _VALUE_TYPES: dict[str, type[Any]] = {
     CAMERAS: Camera,
     TRACKLETS: Tracklet,
     COVERAGE: CameraCoverage,
+    ERASURES: Erasure,
     QUERIES: Query,
     RANKINGS: Ranking,
     WATCHES: Watch,
@@ -64,6 +69,30 @@ TOPICS: tuple[TopicSpec, ...] = _LIVE_TOPICS + tuple(_dead_letter_spec(spec) for
 def create_all(broker: Broker) -> None:
     """Create every topic that is missing; raises SettingsError when one is there with other settings."""
     broker.create_topics(TOPICS)
+
+
+def check_all(broker: Broker) -> None:
+    """Raises SettingsError that names every topic that is missing or has other settings than ours."""
+    wrong = drift(broker)
+    if wrong:
+        raise SettingsError("; ".join(wrong) + ". `sightline topics create` makes what is missing; what differs is for you to decide")
+
+
+def drift(broker: Broker) -> list[str]:
+    """What is missing or differs, a line each; none when all is as it must be."""
+    present = broker.topics()
+    missing = [spec.name for spec in TOPICS if spec.name not in present]
+    wrong = []
+    if missing:
+        wrong.append(f"{len(missing)} of {len(TOPICS)} topics must exist and do not: {', '.join(missing)}")
+    for spec in TOPICS:
+        there = present.get(spec.name, spec)
+        differing = [
+            f"{field} {wanted}, got {getattr(there, field)}" for field, wanted in asdict(spec).items() if getattr(there, field) != wanted
+        ]
+        if differing:
+            wrong.append(f"topic {spec.name} must have " + ", ".join(differing))
+    return wrong
 
 
 def value_type(topic: str) -> type[Any] | None:

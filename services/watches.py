@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Iterator
 
 from pipeline.errors import NotFoundError, SettingsError
-from pipeline.ports import Broker, Consumer
+from pipeline.ports import Broker
 from pipeline.types import Alert, Watch
 from services import audit, wire
 from services.lookup import SearchRequest, probes_of
+from services.reading import until_end
 from services.settings import Settings
 from services.topics import ALERTS, WATCHES
 
@@ -59,9 +60,9 @@ def watches_in_force(settings: Settings) -> list[Watch]:
 def read_watches(broker: Broker) -> dict[str, Watch]:
     """Every watch on the topic that is not removed, by id."""
     watches: dict[str, Watch] = {}
-    consumer = broker.consumer([WATCHES], group=f"list-{uuid.uuid4().hex}")
+    consumer = broker.reader([WATCHES])
     try:
-        for message in _to_the_end(broker, consumer, WATCHES):
+        for message in until_end(broker, consumer, WATCHES):
             watch = None if message.value is None else wire.decode(Watch, message.value)
             watch_id = (message.key or b"").decode()
             if watch is None or watch.is_removed:
@@ -91,9 +92,9 @@ def follow_alerts(settings: Settings, follow: bool, for_s: float = 0.0) -> Itera
 
     ends_at = time.monotonic() + for_s if for_s else float("inf")
     with wiring.open_broker(settings) as broker:
-        consumer = broker.consumer([ALERTS], group=f"follow-{uuid.uuid4().hex}")
+        consumer = broker.reader([ALERTS])
         try:
-            for message in _to_the_end(broker, consumer, ALERTS):
+            for message in until_end(broker, consumer, ALERTS):
                 if message.value is not None:
                     yield wire.decode(Alert, message.value)
             while follow and time.monotonic() < ends_at:
@@ -102,13 +103,3 @@ def follow_alerts(settings: Settings, follow: bool, for_s: float = 0.0) -> Itera
                         yield wire.decode(Alert, message.value)
         finally:
             consumer.close()
-
-
-def _to_the_end(broker: Broker, consumer: Consumer, topic: str) -> Iterator:  # type: ignore[type-arg]
-    """The messages that are on the topic now."""
-    ends = dict(broker.end_offsets(topic))
-    left = {partition for partition, offset in ends.items() if offset > 0}
-    while left:
-        messages = consumer.poll(timeout_s=0.5)
-        yield from messages
-        left = {p for p in left if p not in consumer.assignment() or consumer.position(p) < ends[p]}

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.archive import JobProgress
 from pipeline.errors import SchemaError
-from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Query, Ranking, Tracklet, Watch
+from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Tracklet, Watch
 
 SCHEMA_VERSION = 1
 
@@ -27,6 +27,7 @@ _NAMES: dict[type[Any], str] = {
     ArchiveJob: "archive-job",
     Camera: "camera",
     CameraCoverage: "coverage",
+    Erasure: "erasure",
     JobProgress: "job-progress",
     Query: "query",
     Ranking: "ranking",

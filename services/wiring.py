@@ -6,18 +6,19 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, MissingDependencyError, ReadOnlyStorageError, SettingsError, StorageFullError
+from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
 from pipeline.types import Camera, Embedding
 from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
+from services.worker import Backoff
 
 if TYPE_CHECKING:
     from models.detector_retriever.runtime import DetectorRetriever
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.archive import Footage
     from pipeline.search.stage import SearchStage
     from services.adapters.faiss_gallery import FaissGallery
+    from services.adapters.kafka_client import KafkaConnection
     from services.alert import AlertHandler
     from services.health import HealthServer
     from services.metrics import Metrics
@@ -59,17 +61,58 @@ def data_folder(settings: Settings) -> Path:
 
 @contextmanager
 def open_broker(settings: Settings) -> Iterator[Broker]:
-    """The embedded log with every topic made."""
-    from services.adapters.sqlite_broker import SqliteBroker
-    from services.topics import create_all
+    """The broker with every topic there: the embedded log makes them, on Kafka `sightline topics create` does.
 
-    with closing(SqliteBroker(data_folder(settings) / "log.sqlite")) as broker:
-        create_all(broker)
+    Raises SettingsError for topics that are missing or have other settings than ours, NotReadyError when Kafka does not answer.
+    """
+    from services.topics import check_all, create_all
+
+    with connect_broker(settings) as broker:
+        if settings.broker.kind == "kafka":
+            check_all(broker)
+        else:
+            create_all(broker)
         yield broker
 
 
-def erase_from_log(settings: Settings, topics: Sequence[str], tracklet_ids: Sequence[str]) -> int:
-    """Empty every message of ``topics`` that names one of the tracklets; gives how many."""
+@contextmanager
+def connect_broker(settings: Settings) -> Iterator[Broker]:
+    """The broker as it is, whatever topics it has."""
+    if settings.broker.kind == "kafka":
+        from services.adapters.kafka_broker import KafkaBroker
+
+        with closing(KafkaBroker(_kafka_connection(settings))) as kafka_broker:
+            yield kafka_broker
+    else:
+        from services.adapters.sqlite_broker import SqliteBroker
+
+        with closing(SqliteBroker(data_folder(settings) / "log.sqlite", settings.broker.session_timeout_s)) as embedded:
+            yield embedded
+
+
+def _kafka_connection(settings: Settings) -> KafkaConnection:
+    from services.adapters.kafka_client import KafkaConnection
+
+    broker = settings.broker
+    return KafkaConnection(
+        broker.bootstrap_servers,
+        broker.security_protocol,
+        broker.sasl_mechanism,
+        broker.sasl_username,
+        broker.sasl_password.get_secret_value(),
+        broker.ssl_ca_file,
+        broker.ssl_certificate_file,
+        broker.ssl_key_file,
+        broker.ssl_check_hostname,
+        session_timeout_s=broker.session_timeout_s,
+        replication_factor=broker.replication_factor,
+    )
+
+
+def erase_from_log(settings: Settings, topics: Sequence[str], tracklet_ids: Sequence[str]) -> int | None:
+    """Empty every message of ``topics`` that names one of the tracklets; gives how many, None on Kafka, which keeps them for their time."""
+    if settings.broker.kind == "kafka":
+        return None
     from services.adapters.sqlite_broker import SqliteBroker
 
     with closing(SqliteBroker(data_folder(settings) / "log.sqlite")) as log:
@@ -95,7 +138,7 @@ def open_media(settings: Settings) -> MediaStore:
     """Where crops lie."""
     from services.adapters.disk_media import DiskMedia
 
-    return DiskMedia(data_folder(settings) / "crops")
+    return DiskMedia(settings.storage.crops_folder or data_folder(settings) / "crops")
 
 
 # ------------------------------------------------------------------------------------------------ sources
@@ -344,15 +387,39 @@ def make_worker(
     return makers[name](settings, stop, metrics)
 
 
+@contextmanager
+def _wait_for_broker(settings: Settings, stop: threading.Event) -> Iterator[Broker | None]:
+    """The broker as soon as it is there; None when stopped before. Wrong settings are raised at once: waiting would not mend them."""
+    pause = Backoff()
+    with ExitStack() as stack:
+        broker: Broker | None = None
+        while broker is None and not stop.is_set():
+            try:
+                broker = stack.enter_context(open_broker(settings))
+            except NotReadyError as error:
+                log.warning("the broker is not there yet", extra={"reason": str(error)})
+                stop.wait(pause.next_s())
+        yield broker
+
+
 def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, expires: bool = False) -> Callable[[], None]:
-    from services.index import index_worker
-    from services.retention import keep_retention
+    from services.index import IndexHandler, erased_ids, index_worker
+    from services.retention import keep_retention, remove_crops
 
     gallery = make_gallery(settings)  # takes the writer's lock now, so that the caller knows
 
     def run() -> None:
-        with closing(gallery), open_broker(settings) as broker, keep_retention(settings, gallery, expires):
-            index_worker(broker, gallery, observer=metrics, on_indexed=metrics.indexed if metrics else None).run(stop)
+        with closing(gallery), _wait_for_broker(settings, stop) as broker:
+            if broker is None:
+                return
+            handler = IndexHandler(
+                gallery,
+                on_indexed=metrics.indexed if metrics else None,
+                erased=erased_ids(broker),
+                remove_crops=functools.partial(remove_crops, settings),
+            )
+            with keep_retention(settings, gallery, expires):
+                index_worker(broker, handler, settings.index.group, observer=metrics).run(stop)
 
     return run
 
@@ -361,19 +428,38 @@ def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | 
     from services.query import QueryHandler, query_worker
 
     def run() -> None:
-        with open_gallery(settings, read_only=True) as gallery, open_broker(settings) as broker:
+        with _wait_for_index(settings, stop) as gallery, _wait_for_broker(settings, stop) as broker:
+            if broker is None or gallery is None:
+                return
             handler = QueryHandler(search_stage(settings, gallery), on_answer=metrics.answered if metrics else None)
             query_worker(broker, handler, observer=metrics).run(stop)
 
     return run
 
 
+@contextmanager
+def _wait_for_index(settings: Settings, stop: threading.Event) -> Iterator[Gallery | None]:
+    """The index to read, as soon as its writer has made it; None when stopped before."""
+    pause = Backoff(last_s=2.0)
+    with ExitStack() as stack:
+        gallery: Gallery | None = None
+        while gallery is None and not stop.is_set():
+            try:
+                gallery = stack.enter_context(open_gallery(settings, read_only=True))
+            except NotReadyError as error:
+                log.info("the index is not there yet", extra={"reason": str(error)})
+                stop.wait(pause.next_s())
+        yield gallery
+
+
 def _alert_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
     from services.alert import alert_worker
 
     def run() -> None:
-        with open_broker(settings) as broker, closing(_alert_handler(settings, broker, metrics)) as handler:
-            alert_worker(broker, handler, observer=metrics).run(stop)
+        with _wait_for_broker(settings, stop) as broker:
+            if broker is not None:
+                with closing(_alert_handler(settings, broker, metrics)) as handler:
+                    alert_worker(broker, handler, observer=metrics).run(stop)
 
     return run
 
@@ -400,49 +486,65 @@ def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics 
             to_jpeg,
             batch_size=settings.detect.batch_size,
         )
-        with open_broker(settings) as broker:
-            archive_worker(broker, runner, observer=metrics).run(stop)
+        with _wait_for_broker(settings, stop) as broker:
+            if broker is not None:
+                archive_worker(broker, runner, observer=metrics).run(stop)
 
     return run
 
 
 def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+    """The cameras that the group gives this worker, on one endless line."""
+    from services.cameras import CameraWork
+    from services.crops import to_jpeg
+    from services.ingest import PatientSink, TopicSink
+
     def run() -> None:
-        captures = _open_all(settings)
-        with open_broker(settings) as broker:
-            line = make_line(settings, captures, broker, metrics=metrics)
-            done = threading.Event()
-
-            def wait_for_stop() -> None:
-                while not done.wait(0.1):
-                    if stop.is_set():
-                        line.stop()
-                        return
-
-            threading.Thread(target=wait_for_stop, name="stop", daemon=True).start()
-            try:
-                line.run()
-            finally:
-                done.set()
-            if line.errors_of_cameras and not stop.is_set():
-                raise line.errors_of_cameras[0]  # whoever started us starts us again: the cameras may be back
+        detector, make_stages, media = make_detector(settings), stage_maker(settings), open_media(settings)
+        with _wait_for_broker(settings, stop) as broker:
+            if broker is None:
+                return
+            work = CameraWork(broker, lambda camera: open_camera(settings, camera))
+            sink = PatientSink(TopicSink(broker, media, to_jpeg, metrics), media, work.owns, stop, settings.broker.session_timeout_s)
+            line = IngestLine(
+                [],
+                detector,
+                make_stages,
+                sink,
+                batch_size=settings.detect.batch_size,
+                batch_wait_s=settings.detect.batch_wait_s,
+                queue_frames=settings.capture.queue_frames,
+                is_endless=True,
+                on_end=work.ended,
+                metrics=metrics,
+            )
+            _run_beside(lambda: work.run(line, stop), line, stop)
 
     return run
 
 
-def _open_all(settings: Settings) -> list[Capture]:
-    """The captures of the settings file; a camera that can never work holds the others up only where it is the only one."""
-    captures: list[Capture] = []
-    refused: list[BadInputError] = []
-    for camera in settings.camera_list():
+def _run_beside(follow: Callable[[], None], line: IngestLine, stop: threading.Event) -> None:
+    """The line in this thread, ``follow`` in another; the end or an error of either ends both. Raises what ended them."""
+    errors: list[BaseException] = []
+
+    def following() -> None:
         try:
-            captures.append(open_camera(settings, camera))
-        except BadInputError as error:
-            refused.append(error)
-            log.error("camera left out", extra={"camera": camera.camera_id, "reason": str(error)})
-    if not captures and refused:
-        raise refused[0]
-    return captures
+            follow()
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+        finally:
+            line.stop()
+
+    thread = threading.Thread(target=following, name="cameras")
+    thread.start()
+    try:
+        line.run()
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 # ---------------------------------------------------------------------------------- training and measuring

@@ -5,6 +5,7 @@ from pipeline.types.archive import ArchiveJob
 from pipeline.types.coverage import CameraCoverage, Coverage, Gap
 from pipeline.types.detection import Detections, Vectors
 from pipeline.types.embedding import BODY, FACE, MODALITIES, TEXT, VOICE, Embedding
+from pipeline.types.erasure import Erasure
 from pipeline.types.frame import Camera, Frame, Sound
 from pipeline.types.query import Filter, Probe, Query
 from pipeline.types.ranking import Match, Ranking
@@ -26,6 +27,7 @@ __all__ = [
     "CropReference",
     "Detections",
     "Embedding",
+    "Erasure",
     "Filter",
     "Frame",
     "Gap",

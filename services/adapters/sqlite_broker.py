@@ -62,9 +62,18 @@ class SqliteBroker:
                 if (there := present.get(spec.name)) is None:
                     self._insert_topic(spec)
                     present[spec.name] = spec
+                elif there != spec and self._is_unused(spec.name):  # a newer Sightline cuts it otherwise, and there is nothing to lose
+                    self._connection.execute("DELETE FROM partitions WHERE topic = ?", (spec.name,))
+                    self._connection.execute("DELETE FROM topics WHERE name = ?", (spec.name,))
+                    self._insert_topic(spec)
                 elif there != spec:
                     raise SettingsError(f"topic {spec.name} must have the settings it was created with: {there}, got {spec}")
         self._specs = {}
+
+    def _is_unused(self, topic: str) -> bool:
+        """Whether nothing was ever written to a topic and no group reads it."""
+        used = "SELECT 1 FROM partitions p WHERE p.topic = ? AND (p.next_offset > 0 OR p.id IN (SELECT partition_id FROM assignments))"
+        return self._connection.execute(used, (topic,)).fetchone() is None
 
     def _insert_topic(self, spec: TopicSpec) -> None:
         row = (spec.name, spec.partitions, spec.cleanup, spec.retention_ms, spec.retention_bytes, spec.max_message_bytes)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import bench, evaluate, line, lookup, maintenance, training, watches
+from services.cli import bench, brokers, evaluate, line, lookup, maintenance, training, watches
 from services.cli.state import State, print_json
 from services.logs import set_up_logs
 from services.settings import describe, load_settings
@@ -51,6 +51,7 @@ def show_settings(context: typer.Context, json: Annotated[bool, typer.Option("--
 line.register(app)
 lookup.register(app)
 watches.register(app)
+brokers.register(app)
 maintenance.register(app)
 training.register(app)
 evaluate.register(app)

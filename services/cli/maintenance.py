@@ -89,7 +89,10 @@ def erase(
     from services.retention import erase_tracklets
 
     state: State = context.obj
-    typer.echo(f"{erase_tracklets(state.settings, tracklets, who(), state.purpose(purpose))} tracklets removed")
+    erased = erase_tracklets(state.settings, tracklets, who(), state.purpose(purpose))
+    typer.echo(f"{erased.tracklets} tracklets removed")
+    if erased.is_in_log:
+        typer.echo("Kafka cannot remove single messages: those of these tracklets lie on their topics until retention.ms is over")
 
 
 def expire(

@@ -75,6 +75,7 @@ class BrokerContract:
 
     def test_a_topic_asked_for_with_other_partitions_is_refused(self, broker: Broker) -> None:
         broker.create_topics([TopicSpec("kept", partitions=3)])
+        send(broker, "kept", b"x")
         with pytest.raises(SettingsError, match="kept"):
             broker.create_topics([TopicSpec("kept", partitions=4)])
 

@@ -21,7 +21,7 @@ from pipeline.types import ArchiveJob, Camera, CameraCoverage, Tracklet
 from services.adapters.sqlite_broker import SqliteBroker
 from services.archive import ArchiveFollower, archive_worker, submit_archive
 from services.dead_letters import list_dead_letters
-from services.index import index_worker
+from services.index import IndexHandler, index_worker
 from services.topics import ARCHIVE_JOBS, create_all
 from tests.fakes import InMemoryGallery
 
@@ -52,7 +52,7 @@ def people_of(job: ArchiveJob) -> Iterator[Tracklet | CameraCoverage]:
 
 def indexed(broker: SqliteBroker) -> dict[str, int]:
     gallery = InMemoryGallery()
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     return {tracklet_id: tracklet.revision for tracklet_id, tracklet in gallery.held.items()}
 
 

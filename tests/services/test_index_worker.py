@@ -12,7 +12,7 @@ from pipeline.types import CameraCoverage, Filter, Tracklet
 from services import wire
 from services.adapters.sqlite_broker import SqliteBroker
 from services.dead_letters import list_dead_letters, replay
-from services.index import index_worker
+from services.index import IndexHandler, index_worker
 from services.topics import COVERAGE, TRACKLETS, create_all
 from tests.fakes import InMemoryGallery, a_tracklet, embedding
 
@@ -38,7 +38,7 @@ def committed(broker: SqliteBroker) -> int:
 def test_tracklets_and_coverage_come_into_the_index(broker: SqliteBroker) -> None:
     gallery = InMemoryGallery()
     publish(broker, a_tracklet("t1"), a_tracklet("t2"), a_tracklet("t1", revision=2), CameraCoverage("north", 0, 10, seen=5))
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     assert {t.tracklet_id: t.revision for t in gallery.held.values()} == {"t1": 2, "t2": 1}
     assert [account.seen for account in gallery.coverage(Filter())] == [5]
     assert committed(broker) == 4
@@ -47,10 +47,10 @@ def test_tracklets_and_coverage_come_into_the_index(broker: SqliteBroker) -> Non
 def test_a_replay_from_the_start_changes_nothing(broker: SqliteBroker) -> None:
     gallery = InMemoryGallery()
     publish(broker, *(a_tracklet("t1", revision=revision) for revision in (1, 2, 3)), *(a_tracklet(f"u{i}") for i in range(20)))
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     before = dict(gallery.held)
     broker.consumer([TRACKLETS], "index").commit(dict.fromkeys(broker.end_offsets(TRACKLETS), 0))
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     assert gallery.held == before
 
 
@@ -69,7 +69,7 @@ class FullDisk(InMemoryGallery):
 def test_a_full_disk_delays_the_commit_and_loses_nothing(broker: SqliteBroker) -> None:
     gallery = FullDisk()
     publish(broker, *(a_tracklet(f"t{i}") for i in range(5)))
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     assert len(gallery.held) == 5
     assert committed(broker) == 5
 
@@ -89,7 +89,7 @@ def test_one_bad_vector_is_put_aside_and_can_be_put_back(broker: SqliteBroker) -
     gallery = OneDimension()
     bad = a_tracklet("bad", embedding("body", 1, 0))
     publish(broker, a_tracklet("t1", embedding("body", 1, 0, 0)), bad, a_tracklet("t2", embedding("body", 0, 1, 0)))
-    index_worker(broker, gallery).run(until_drained=True)
+    index_worker(broker, IndexHandler(gallery)).run(until_drained=True)
     assert set(gallery.held) == {"t1", "t2"}
     (letter,) = list_dead_letters(broker)
     assert (letter.topic, letter.stage, letter.key) == (TRACKLETS, "index", "north")
@@ -100,7 +100,7 @@ def test_one_bad_vector_is_put_aside_and_can_be_put_back(broker: SqliteBroker) -
     assert replay(broker, TRACKLETS) == 1
     assert replay(broker, TRACKLETS) == 0
     assert list_dead_letters(broker) == []
-    index_worker(broker, mended).run(until_drained=True)
+    index_worker(broker, IndexHandler(mended)).run(until_drained=True)
     assert set(mended.held) == {"bad"}
 
 
@@ -113,7 +113,7 @@ def test_a_replay_stops_at_its_limit(broker: SqliteBroker) -> None:
     for i in range(5):
         broker.produce(TRACKLETS, b"damaged %d" % i, b"north")
     broker.flush()
-    index_worker(broker, InMemoryGallery()).run(until_drained=True)
+    index_worker(broker, IndexHandler(InMemoryGallery())).run(until_drained=True)
     assert [letter.offset for letter in list_dead_letters(broker, TRACKLETS)] == [0, 1, 2, 3, 4]
     assert replay(broker, TRACKLETS, limit=2) == 2
     assert [letter.offset for letter in list_dead_letters(broker, TRACKLETS)] == [2, 3, 4]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.types import Probe, Query, Ranking
 from pipeline.types.coverage import Coverage
 from services.adapters.sqlite_broker import SqliteBroker
-from services.index import index_worker
+from services.index import IndexHandler, index_worker
 from services.metrics import Metrics
 from services.topics import TRACKLETS, create_all
 from services.wire import encode
@@ -22,7 +22,7 @@ def test_the_index_worker_counts_messages_dead_letters_and_delay(tmp_path: Path)
         broker.produce(TRACKLETS, encode(a_tracklet("t1", embedding("body", 1.0, 0.0))), key=b"north")
         broker.produce(TRACKLETS, b"no tracklet", key=b"north")
         broker.flush()
-        index_worker(broker, InMemoryGallery(), observer=metrics, on_indexed=metrics.indexed).run(until_drained=True)
+        index_worker(broker, IndexHandler(InMemoryGallery(), metrics.indexed), observer=metrics).run(until_drained=True)
     told = metrics.render()[0].decode().splitlines()
     assert 'sightline_worker_messages_total{worker="index"} 2.0' in told
     assert 'sightline_worker_dead_letters_total{topic="tracklets",worker="index"} 1.0' in told
