@@ -213,8 +213,7 @@ class Cluster:
 def unit(*seed: Any) -> np.ndarray:
     """A unit vector that belongs to ``seed``; those of two seeds are all but at right angles."""
     number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=8).digest(), "little")
-    size = 512 if seed[-1] == TEXT else 256
-    vector = np.random.default_rng(number).standard_normal(size).astype(np.float32)
+    vector = np.random.default_rng(number).standard_normal(256).astype(np.float32)
     return vector / np.linalg.norm(vector)
 
 
