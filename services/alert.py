@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from pipeline.alert import AlertStage
 from pipeline.errors import BadInputError, NotReadyError
@@ -12,7 +13,7 @@ from pipeline.ports import Broker, Message
 from pipeline.types import Alert, Tracklet, Watch
 from services import wire
 from services.topics import ALERTS, TRACKLETS, WATCHES
-from services.worker import Observer, Output, Received, Worker
+from services.worker import Output, Received, Worker
 
 log = logging.getLogger("sightline.alert")
 
@@ -45,17 +46,17 @@ class AlertHandler:
         """The alerts of a batch of tracklets; raises NotReadyError when the watches cannot be read to their end."""
         self._catch_up()
         alerts = [
-            alert
+            (alert, received.message)
             for received in batch
             if isinstance(received.value, Tracklet)
             for alert in self._stage.compare(received.value, self._clock_ns())
         ]
         self._warn_of_blind_watches(batch)
-        for alert in alerts:
+        for alert, _ in alerts:
             log.info("alert %s: watch %s, tracklet %s, score %.2f", alert.alert_id, alert.watch_id, alert.tracklet_id, alert.score)
             if self._on_alert is not None:
                 self._on_alert(alert)
-        return [Output(ALERTS, alert.camera_id, alert) for alert in alerts]
+        return [Output(ALERTS, alert.camera_id, alert, message) for alert, message in alerts]
 
     def close(self) -> None:
         """Stop following watches."""
@@ -104,6 +105,9 @@ class AlertHandler:
             log.error("%s %s is not in force: %s", "watch" if message.topic == WATCHES else "alert", key, error)
 
 
-def alert_worker(broker: Broker, handler: AlertHandler, observer: Observer | None = None, batch: int = 100) -> Worker:
-    """The member of the consumer group ``alert`` over tracklets; a new group starts with the first tracklet that is kept."""
-    return Worker("alert", broker, [TRACKLETS], handler, batch=batch, observer=observer)
+def alert_worker(broker: Broker, handler: AlertHandler, batch: int = 100, **options: Any) -> Worker:
+    """The member of the consumer group ``alert`` over tracklets; a new group starts with the first tracklet that is kept.
+
+    options: those of Worker.
+    """
+    return Worker("alert", broker, [TRACKLETS], handler, batch=batch, **options)

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.archive import SHARD_S, Footage, JobProgress, job_key, plan_jobs
 from pipeline.errors import BadInputError, SchemaError
@@ -17,7 +18,7 @@ from pipeline.ports import Broker, Consumer, TopicPartition
 from pipeline.types import ArchiveJob, CameraCoverage, Tracklet
 from services import wire
 from services.topics import ARCHIVE_JOBS, ARCHIVE_PROGRESS, COVERAGE, TRACKLETS
-from services.worker import Observer, Output, Received, Worker
+from services.worker import Output, Received, Worker
 
 GROUP = "archive"
 
@@ -70,10 +71,10 @@ class ArchiveHandler:
         return Output(ARCHIVE_PROGRESS, job_key(job), JobProgress(job.job_id, job.shard, state, self._worker, tracklets, error))
 
 
-def archive_worker(broker: Broker, process_job: ProcessJob, observer: Observer | None = None, keep_alive_s: float = 1.0) -> Worker:
-    """A worker of group ``archive``: one job at a time, however long it takes; call its ``run``."""
+def archive_worker(broker: Broker, process_job: ProcessJob, **options: Any) -> Worker:
+    """A worker of group ``archive``: one job at a time, however long it takes; call its ``run``. options: those of Worker."""
     handler = ArchiveHandler(process_job, f"{socket.gethostname()}:{os.getpid()}")
-    return Worker(GROUP, broker, (ARCHIVE_JOBS,), handler, batch=1, max_handle_s=None, keep_alive_s=keep_alive_s, observer=observer)
+    return Worker(GROUP, broker, (ARCHIVE_JOBS,), handler, batch=1, max_handle_s=None, **options)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from typing import Any
 
 from pipeline.errors import BadInputError
 from pipeline.ports import Broker, Gallery
@@ -13,14 +14,14 @@ from pipeline.types import CameraCoverage, CropReference, Erasure, Tracklet
 from services import wire
 from services.reading import until_end
 from services.topics import COVERAGE, ERASURES, TRACKLETS
-from services.worker import Observer, Output, Received, Worker
+from services.worker import Output, Received, Worker
 
 log = logging.getLogger("sightline.index")
 
 GROUP = "index"
 BATCH = 200
 
-OnIndexed = Callable[[Sequence[int], int], None]
+OnIndexed = Callable[[Sequence[int], int, float], None]
 
 
 class IndexHandler:
@@ -33,7 +34,8 @@ class IndexHandler:
         erased: Iterable[str] = (),
         remove_crops: Callable[[Sequence[CropReference]], None] = lambda crops: None,
     ) -> None:
-        """on_indexed: told when the last frames of the tracklets that can be searched now were taken, and the time; for metrics.
+        """on_indexed: told when the last frames of the tracklets that can be searched now were taken, the time, and the
+        seconds that writing them took; for metrics.
 
         erased: ids that never come in again, whatever is replayed; remove_crops: of those that are erased while we run.
         """
@@ -50,9 +52,10 @@ class IndexHandler:
             self._remove_crops(self._gallery.delete(sorted(gone)))
         tracklets = [r.value for r in batch if isinstance(r.value, Tracklet) and r.value.tracklet_id not in self._erased]
         if tracklets:
+            started_s = time.monotonic()
             self._gallery.upsert(tracklets)
             if self._on_indexed is not None:
-                self._on_indexed([tracklet.ended_at_ns for tracklet in tracklets], time.time_ns())
+                self._on_indexed([tracklet.ended_at_ns for tracklet in tracklets], time.time_ns(), time.monotonic() - started_s)
         accounts: dict[tuple[str, int], CameraCoverage] = {}
         for received in batch:
             if isinstance(received.value, CameraCoverage):
@@ -74,6 +77,6 @@ def erased_ids(broker: Broker) -> set[str]:
     return found
 
 
-def index_worker(broker: Broker, handler: IndexHandler, group: str = GROUP, batch: int = BATCH, observer: Observer | None = None) -> Worker:
-    """The worker of ``group`` over tracklets, coverage and erasures; call its ``run``."""
-    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, observer=observer)
+def index_worker(broker: Broker, handler: IndexHandler, group: str = GROUP, batch: int = BATCH, **options: Any) -> Worker:
+    """The worker of ``group`` over tracklets, coverage and erasures; call its ``run``. options: those of Worker."""
+    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, **options)

@@ -29,6 +29,7 @@ from pipeline.track.stage import Tracker, TrackUpdates
 from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Tracklet
 from services import wire
 from services.topics import COVERAGE, TRACKLETS
+from services.tracing import NoTracer, Tracer
 
 if TYPE_CHECKING:
     from services.metrics import Metrics
@@ -213,6 +214,8 @@ class IngestLine:
             self._finishing.append(opened)
         if self._stop.is_set():
             opened.capture.close()
+        if self._metrics is not None:
+            self._metrics.opened(opened.camera.camera_id, True)
         opened.thread.start()
 
     def stop(self) -> None:
@@ -387,7 +390,10 @@ class IngestLine:
             self._advance(*item)
         else:
             self._end(*item)
-        self.progress.stages_s += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.progress.stages_s += seconds
+        if self._metrics is not None:
+            self._metrics.track_seconds.observe(seconds)
 
     def _cover(self) -> None:
         with self._lock:
@@ -413,6 +419,8 @@ class IngestLine:
             self._finishing.remove(opened)
         if opened.thread is not None:
             opened.thread.join()
+        if self._metrics is not None:
+            self._metrics.opened(opened.camera.camera_id, False)
         if end.error is not None:
             self.progress.failures[opened.camera.camera_id] = str(end.error)
             self.errors_of_cameras.append(end.error)
@@ -437,11 +445,13 @@ class TopicSink:
         media: MediaStore,
         encode_picture: Callable[[NDArray[np.uint8]], bytes],
         metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._broker = broker
         self._media = media
         self._encode_picture = encode_picture
         self._metrics = metrics
+        self._tracer: Tracer = tracer or NoTracer()
 
     def publish(self, publication: Publication) -> None:
         self.store(publication)
@@ -454,7 +464,8 @@ class TopicSink:
 
     def send(self, tracklet: Tracklet) -> None:
         """A tracklet onto its topic, its crops being there."""
-        self._broker.produce(TRACKLETS, wire.encode(tracklet), key=tracklet.camera_id.encode())
+        with self._tracer.tracklet(tracklet) as headers:
+            self._broker.produce(TRACKLETS, wire.encode(tracklet), tracklet.camera_id.encode(), headers)
         if self._metrics is not None:
             kind = "closed" if tracklet.is_closed else "confirmed" if tracklet.revision == 1 else "better"
             self._metrics.tracklets.labels(camera=tracklet.camera_id, kind=kind).inc()
@@ -486,10 +497,11 @@ class PatientSink:
         session_timeout_s: float,
         limit: int = 5_000,
         clock_ns: Callable[[], int] = time.time_ns,
+        on_held: Callable[[int], None] = lambda held: None,
     ) -> None:
-        """owns: whether a camera is ours, None while nobody knows; stop: set when the worker must end."""
+        """owns: whether a camera is ours, None while nobody knows; stop: set when the worker must end; on_held: told how many wait."""
         self._sink, self._media, self._owns, self._stop = sink, media, owns, stop
-        self._session_s, self._limit, self._clock_ns = session_timeout_s, limit, clock_ns
+        self._session_s, self._limit, self._clock_ns, self._on_held = session_timeout_s, limit, clock_ns, on_held
         self._held: deque[Tracklet] = deque()
         self._accounts: dict[tuple[str, int], CameraCoverage] = {}
         self._durable_at_ns = clock_ns()
@@ -523,6 +535,13 @@ class PatientSink:
         self._accounts[coverage.camera_id, coverage.from_ns] = coverage
 
     def flush(self) -> None:
+        """As ``_flush``, and tell how many tracklets wait."""
+        try:
+            self._flush()
+        finally:
+            self._on_held(len(self._held))
+
+    def _flush(self) -> None:
         """Make durable what can be; what cannot stays held. When the worker stops: the last try, and an error when it fails."""
         is_last = self._stop.is_set()
         if not is_last and time.monotonic() < self._next_try_s:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -13,6 +15,14 @@ BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FORWARD_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 QUERY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 DELAY_SECONDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0)
+
+
+def version() -> str:
+    """The version of this Sightline, as its package says."""
+    try:
+        return importlib.metadata.version("sightline")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 class Metrics:
@@ -31,22 +41,45 @@ class Metrics:
             "sightline_capture_frames", "Frames by outcome: seen, sampled, dropped, corrupt.", ["camera", "outcome"], registry=on
         )
         self.gap_seconds = Counter("sightline_capture_gap_seconds", "Seconds in which a camera was not seen.", ["camera"], registry=on)
+        self.open_cameras = Gauge("sightline_capture_open", "Whether a camera is at work on this worker.", ["camera"], registry=on)
+        self.last_frame = Gauge(
+            "sightline_capture_last_frame_timestamp_seconds", "UTC of the newest frame of a camera.", ["camera"], registry=on
+        )
         self.detect_batch = Histogram("sightline_detect_batch_frames", "Frames in one forward pass.", buckets=BATCH_SIZES, registry=on)
         self.detect_seconds = Histogram("sightline_detect_seconds", "One forward pass.", buckets=FORWARD_SECONDS, registry=on)
         self.detections = Counter("sightline_detect_detections", "People found in frames.", ["camera"], registry=on)
+        self.track_seconds = Histogram(
+            "sightline_track_seconds", "Track and embed of one frame, and what it published.", buckets=FORWARD_SECONDS, registry=on
+        )
+        self.held = Gauge("sightline_publish_held_tracklets", "Tracklets that wait for the broker to be back.", registry=on)
         self.tracklets = Counter(
             "sightline_track_tracklets", "Tracklet revisions published: confirmed, better, closed.", ["camera", "kind"], registry=on
         )
         self.index_upserts = Counter("sightline_index_upserts", "Tracklet revisions written to the index.", registry=on)
+        self.index_batch_seconds = Histogram(
+            "sightline_index_batch_seconds", "Writing one batch to the index.", buckets=QUERY_SECONDS, registry=on
+        )
         self.index_delay_seconds = Histogram(
             "sightline_index_delay_seconds", "From capture of the last frame to searchable.", buckets=DELAY_SECONDS, registry=on
         )
         self.query_seconds = Histogram(
             "sightline_query_seconds", "One query, by modality of its probe.", ["modality"], buckets=QUERY_SECONDS, registry=on
         )
+        self.answers = Counter(
+            "sightline_query_answers", "Queries answered: whole, partial (deadline, part of the index), refused.", ["outcome"], registry=on
+        )
+        self.alert_delay_seconds = Histogram(
+            "sightline_alert_delay_seconds",
+            "From the frame that made a watch meet a person to the alert.",
+            buckets=DELAY_SECONDS,
+            registry=on,
+        )
         self.alerts = Counter("sightline_alert_alerts", "Alerts raised.", ["camera"], registry=on)
         self.dead_letters = Counter("sightline_worker_dead_letters", "Messages put aside as bad input.", ["worker", "topic"], registry=on)
         self.lag = Gauge("sightline_worker_lag_messages", "Messages a worker has still to read.", ["worker"], registry=on)
+        self.committed_at = Gauge(
+            "sightline_worker_last_commit_timestamp_seconds", "UTC of the last batch that a worker finished.", ["worker"], registry=on
+        )
         self.messages = Counter("sightline_worker_messages", "Messages worked off and committed.", ["worker"], registry=on)
         self.outputs = Counter("sightline_worker_outputs", "Messages made of them.", ["worker"], registry=on)
         self.retries = Counter("sightline_worker_retries", "Times the world was not ready, by error.", ["worker", "error"], registry=on)
@@ -54,6 +87,8 @@ class Metrics:
             "sightline_worker_batch_seconds", "One batch, from messages to commit.", ["worker"], buckets=QUERY_SECONDS, registry=on
         )
         self.workers_up = Gauge("sightline_up_workers", "Whether a worker process runs.", ["worker"], registry=on)
+        self.build = Gauge("sightline_build_info", "1, with the version of this Sightline.", ["version"], registry=on)
+        self.build.labels(version()).set(1)
         self.restarts = Counter("sightline_up_restarts", "Worker processes started again.", ["worker"], registry=on)
 
     # what services/worker.py tells of its loop
@@ -63,6 +98,7 @@ class Metrics:
         self.messages.labels(worker).inc(messages)
         self.outputs.labels(worker).inc(outputs)
         self.batch_seconds.labels(worker).observe(seconds)
+        self.committed_at.labels(worker).set_to_current_time()
 
     def dead_lettered(self, worker: str, topic: str, error: BaseException) -> None:
         """A message was put aside as bad input."""
@@ -78,18 +114,34 @@ class Metrics:
 
     # what the stages tell
 
-    def indexed(self, ended_at_ns: Sequence[int], now_ns: int) -> None:
-        """Tracklet revisions can be searched now; ``ended_at_ns``: UTC of the last frame of each."""
+    def indexed(self, ended_at_ns: Sequence[int], now_ns: int, seconds: float) -> None:
+        """Tracklet revisions can be searched now; ``ended_at_ns``: UTC of the last frame of each; seconds: what writing them took."""
         self.index_upserts.inc(len(ended_at_ns))
+        self.index_batch_seconds.observe(seconds)
         for at_ns in ended_at_ns:
             self.index_delay_seconds.observe(max(0.0, (now_ns - at_ns) / 1e9))
 
     def alerted(self, alert: Alert) -> None:
         """An alert was raised."""
         self.alerts.labels(alert.camera_id).inc()
+        self.alert_delay_seconds.observe(max(0.0, (alert.raised_at_ns - alert.seen_at_ns) / 1e9))
+
+    def opened(self, camera_id: str, is_open: bool) -> None:
+        """A camera came to this worker, or left it: then it tells nothing more of it."""
+        if is_open:
+            self.open_cameras.labels(camera_id).set(1)
+            return
+        for gauge in (self.open_cameras, self.last_frame):
+            with suppress(KeyError):
+                gauge.remove(camera_id)
+
+    def refused(self) -> None:
+        """A query can never be answered; its ranking says why."""
+        self.answers.labels("refused").inc()
 
     def answered(self, query: Query, ranking: Ranking, seconds: float) -> None:
         """A query was answered."""
+        self.answers.labels("partial" if ranking.is_partial else "whole").inc()
         for kind in sorted({probe.kind for probe in query.probes}):
             self.query_seconds.labels(kind).observe(seconds)
 
@@ -102,6 +154,8 @@ class Metrics:
             "corrupt": float(coverage.corrupt),
             "gap": coverage.gap_s,
         }
+        if coverage.seen:
+            self.last_frame.labels(coverage.camera_id).set(coverage.to_ns / 1e9)
         with self._lock:
             before = self._told.get((coverage.camera_id, coverage.from_ns), {})
             self._told = {key: told for key, told in self._told.items() if key[0] != coverage.camera_id}  # one account per camera

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pipeline.errors import BadInputError
 from pipeline.ports import Broker
 from pipeline.search.stage import SearchStage
 from pipeline.types import Coverage, Query, Ranking
 from services.topics import QUERIES, RANKINGS
-from services.worker import Observer, Output, Received, Worker
+from services.worker import Output, Received, Worker
 
 log = logging.getLogger("sightline.query")
 
@@ -20,7 +21,7 @@ class QueryHandler:
     """Answers queries; every query gets one ranking, an empty one that says why where it could not be worked.
 
     clock: UTC seconds, to know how long a query has waited on the topic: its deadline ran meanwhile.
-    on_answer: told the query, its ranking and the seconds spent, for metrics.
+    on_answer: told the query, its ranking and the seconds spent, on_refusal: that one was refused; for metrics.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class QueryHandler:
         stage: SearchStage,
         clock: Callable[[], float] = time.time,
         on_answer: Callable[[Query, Ranking, float], None] | None = None,
+        on_refusal: Callable[[], None] = lambda: None,
     ) -> None:
         self._stage = stage
         self._clock = clock
-        self._on_answer = on_answer
+        self._on_answer, self._on_refusal = on_answer, on_refusal
 
     def handle(self, batch: Sequence[Received]) -> Iterator[Output]:
         """The rankings of a batch. Raises BadInputError, after answering, for a query that can never work."""
@@ -44,6 +46,7 @@ class QueryHandler:
             try:
                 ranking = self._stage.search(query, started_s - waited_s)
             except BadInputError as error:
+                self._on_refusal()
                 yield Output(RANKINGS, query.query_id, refusal(query, error, time.monotonic() - started_s + waited_s))
                 raise
             if self._on_answer is not None:
@@ -56,6 +59,9 @@ def refusal(query: Query, error: Exception, elapsed_s: float) -> Ranking:
     return Ranking(query.query_id, (), Coverage(notes=(f"not answered: {error}",)), elapsed_s, is_partial=True)
 
 
-def query_worker(broker: Broker, handler: QueryHandler, observer: Observer | None = None) -> Worker:
-    """The member of the consumer group ``query``; one query a batch, so that each answer leaves as soon as it is made."""
-    return Worker("query", broker, [QUERIES], handler, batch=1, observer=observer)
+def query_worker(broker: Broker, handler: QueryHandler, **options: Any) -> Worker:
+    """The member of the consumer group ``query``; one query a batch, so that each answer leaves as soon as it is made.
+
+    options: those of Worker.
+    """
+    return Worker("query", broker, [QUERIES], handler, batch=1, **options)

@@ -18,6 +18,7 @@ from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, Look
 from pipeline.types import Camera, Embedding
 from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
+from services.tracing import Tracer, make_tracer
 from services.worker import Backoff
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def connect_broker(settings: Settings) -> Iterator[Broker]:
     if settings.broker.kind == "kafka":
         from services.adapters.kafka_broker import KafkaBroker
 
-        with closing(KafkaBroker(_kafka_connection(settings))) as kafka_broker:
+        with closing(KafkaBroker(kafka_connection(settings))) as kafka_broker:
             yield kafka_broker
     else:
         from services.adapters.sqlite_broker import SqliteBroker
@@ -90,7 +91,8 @@ def connect_broker(settings: Settings) -> Iterator[Broker]:
             yield embedded
 
 
-def _kafka_connection(settings: Settings) -> KafkaConnection:
+def kafka_connection(settings: Settings) -> KafkaConnection:
+    """Where Kafka is and how to get in, from the section broker."""
     from services.adapters.kafka_client import KafkaConnection
 
     broker = settings.broker
@@ -375,7 +377,7 @@ def make_worker(
 
     Raises SettingsError for a name that is none, NotReadyError when another holds its place.
     """
-    makers: dict[str, Callable[[Settings, threading.Event, Metrics | None], Callable[[], None]]] = {
+    makers: dict[str, Callable[[Settings, threading.Event, Metrics | None, Tracer], Callable[[], None]]] = {
         "index": functools.partial(_index_worker, expires=expires),
         "query": _query_worker,
         "alert": _alert_worker,
@@ -384,7 +386,16 @@ def make_worker(
     }
     if name not in makers:
         raise SettingsError(f"a worker must be one of {', '.join(makers)}, got {name!r}")
-    return makers[name](settings, stop, metrics)
+    tracer = make_tracer(settings.tracing.endpoint, name, settings.tracing.sample_ratio)
+    work = makers[name](settings, stop, metrics, tracer)
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            tracer.close()
+
+    return run
 
 
 @contextmanager
@@ -402,7 +413,9 @@ def _wait_for_broker(settings: Settings, stop: threading.Event) -> Iterator[Brok
         yield broker
 
 
-def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, expires: bool = False) -> Callable[[], None]:
+def _index_worker(
+    settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer, expires: bool = False
+) -> Callable[[], None]:
     from services.index import IndexHandler, erased_ids, index_worker
     from services.retention import keep_retention, remove_crops
 
@@ -419,20 +432,21 @@ def _index_worker(settings: Settings, stop: threading.Event, metrics: Metrics | 
                 remove_crops=functools.partial(remove_crops, settings),
             )
             with keep_retention(settings, gallery, expires):
-                index_worker(broker, handler, settings.index.group, observer=metrics).run(stop)
+                index_worker(broker, handler, settings.index.group, observer=metrics, tracer=tracer).run(stop)
 
     return run
 
 
-def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
     from services.query import QueryHandler, query_worker
 
     def run() -> None:
         with _wait_for_index(settings, stop) as gallery, _wait_for_broker(settings, stop) as broker:
             if broker is None or gallery is None:
                 return
-            handler = QueryHandler(search_stage(settings, gallery), on_answer=metrics.answered if metrics else None)
-            query_worker(broker, handler, observer=metrics).run(stop)
+            search = search_stage(settings, gallery)
+            handler = QueryHandler(search, on_answer=metrics.answered, on_refusal=metrics.refused) if metrics else QueryHandler(search)
+            query_worker(broker, handler, observer=metrics, tracer=tracer).run(stop)
 
     return run
 
@@ -452,14 +466,14 @@ def _wait_for_index(settings: Settings, stop: threading.Event) -> Iterator[Galle
         yield gallery
 
 
-def _alert_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+def _alert_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
     from services.alert import alert_worker
 
     def run() -> None:
         with _wait_for_broker(settings, stop) as broker:
             if broker is not None:
                 with closing(_alert_handler(settings, broker, metrics)) as handler:
-                    alert_worker(broker, handler, observer=metrics).run(stop)
+                    alert_worker(broker, handler, observer=metrics, tracer=tracer).run(stop)
 
     return run
 
@@ -471,7 +485,7 @@ def _alert_handler(settings: Settings, broker: Broker, metrics: Metrics | None) 
     return AlertHandler(broker, AlertStage(text_encoder(settings), calibration()), on_alert=metrics.alerted if metrics else None)
 
 
-def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
     from services.archive import archive_worker
     from services.crops import to_jpeg
     from services.ingest import JobRunner
@@ -488,12 +502,12 @@ def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics 
         )
         with _wait_for_broker(settings, stop) as broker:
             if broker is not None:
-                archive_worker(broker, runner, observer=metrics).run(stop)
+                archive_worker(broker, runner, observer=metrics, tracer=tracer).run(stop)
 
     return run
 
 
-def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None) -> Callable[[], None]:
+def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
     """The cameras that the group gives this worker, on one endless line."""
     from services.cameras import CameraWork
     from services.crops import to_jpeg
@@ -505,7 +519,14 @@ def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics |
             if broker is None:
                 return
             work = CameraWork(broker, lambda camera: open_camera(settings, camera))
-            sink = PatientSink(TopicSink(broker, media, to_jpeg, metrics), media, work.owns, stop, settings.broker.session_timeout_s)
+            sink = PatientSink(
+                TopicSink(broker, media, to_jpeg, metrics, tracer),
+                media,
+                work.owns,
+                stop,
+                settings.broker.session_timeout_s,
+                on_held=metrics.held.set if metrics else lambda held: None,
+            )
             line = IngestLine(
                 [],
                 detector,

@@ -21,6 +21,7 @@ from pipeline.errors import BadInputError, NotReadyError, StorageFullError
 from pipeline.ports import Broker, Consumer, Message, TopicPartition
 from services import wire
 from services.topics import dead_letter_topic, value_type
+from services.tracing import NoTracer, Trace, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +29,19 @@ RECENT_MESSAGES = 1_000
 BAD_SHARE_LIMIT = 0.01
 ERROR_HEADER_CHARACTERS = 2_000
 STREAM_FLUSH_EVERY_S = 0.5
+LAG_EVERY_S = 1.0
 
 
 class Output(NamedTuple):
-    """A message to produce. key: text or bytes; value: one of the travelling types, bytes, or None for a tombstone."""
+    """A message to produce. key: text or bytes; value: one of the travelling types, bytes, or None for a tombstone.
+
+    cause: the message that it answers, whose trace it carries on; in a batch of one that is clear without it.
+    """
 
     topic: str
     key: str | bytes | None
     value: Any
+    cause: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ class Worker:
         keep_alive_s: float = 1.0,
         observer: Observer | None = None,
         backoff: Backoff | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.name = name
         self._broker, self._topics, self._handler = broker, tuple(topics), handler
@@ -126,6 +133,9 @@ class Worker:
         self._backoff = backoff or Backoff()
         self._recent: deque[bool] = deque(maxlen=RECENT_MESSAGES)
         self._stop = threading.Event()
+        self._tracer: Tracer = tracer or NoTracer()
+        self._trace: Trace | None = None  # of the batch in hand
+        self._lag_told_s = 0.0
 
     def run(self, stop: threading.Event | None = None, until_drained: bool = False) -> None:
         """Work until ``stop`` is set, or until its own partitions are read to the end; the batch in hand is finished and committed.
@@ -161,21 +171,30 @@ class Worker:
         except NotReadyError as error:
             self._wait(error)
             return []
-        if self._observer and messages:
-            self._observer.lagged(self.name, consumer.lag())
+        self._tell_lag(consumer)
         return messages
+
+    def _tell_lag(self, consumer: Consumer) -> None:
+        """Now and then, also when nothing comes: on Kafka it is a question to the broker."""
+        if self._observer is None or time.monotonic() - self._lag_told_s < LAG_EVERY_S:
+            return
+        self._lag_told_s = time.monotonic()
+        try:
+            self._observer.lagged(self.name, consumer.lag())
+        except NotReadyError as error:
+            log.debug("%s: lag not known: %s", self.name, error)
 
     def _work(self, consumer: Consumer, messages: Sequence[Message]) -> None:
         """One batch, from messages to commit; every step only after the one before."""
         started_s = time.monotonic()
         try:
-            with self._kept_alive(consumer) as is_ours:
+            with self._kept_alive(consumer) as is_ours, self._tracer.messages(self.name, messages) as self._trace:
                 # 1. Decode and handle. Bad messages become dead letters in the same flush as the outputs.
                 outputs = self._handle_all(messages, is_ours)
                 # 2. Make every output durable. A full disk keeps us here: nothing is acknowledged until it is written.
                 self._flush(is_ours)
         except (_MembershipLostError, _StoppedError) as error:
-            log.warning("%s: batch given up uncommitted, it will be worked again: %s", self.name, error)
+            log.warning("%s: batch given up uncommitted, it will be worked again: %s", self.name, error, extra=_where(messages))
             return
         # 3. Commit the next offsets. A crash before this line repeats the batch; derived ids make that harmless.
         self._commit(consumer, messages)
@@ -191,7 +210,9 @@ class Worker:
                 return
             except NotReadyError as error:
                 if not set(offsets) <= consumer.assignment() or not self._is_alive(consumer):
-                    log.warning("%s: not committed, another member works these messages again: %s", self.name, error)
+                    log.warning(
+                        "%s: not committed, another member works these messages again: %s", self.name, error, extra=_where(messages)
+                    )
                     return
                 self._wait(error)
                 if self._stop.is_set():
@@ -242,17 +263,21 @@ class Worker:
     def _handle_patiently(self, batch: Sequence[Received], is_ours: Callable[[], bool]) -> int:
         while True:
             try:
-                return self._produce(self._handler.handle(batch), is_streamed=len(batch) == 1, is_ours=is_ours)
+                only = batch[0].message if len(batch) == 1 else None
+                return self._produce(self._handler.handle(batch), only, is_ours)
             except NotReadyError as error:
                 self._wait(error, is_ours)
 
-    def _produce(self, outputs: Iterable[Output], is_streamed: bool, is_ours: Callable[[], bool]) -> int:
+    def _produce(self, outputs: Iterable[Output], only: Message | None, is_ours: Callable[[], bool]) -> int:
+        """Queue the outputs; those of a batch of one message, ``only``, are sent while they come."""
         flushed_at_s = time.monotonic()
         produced = 0
+        is_streamed = only is not None
         for output in outputs if is_streamed else list(outputs):  # a batch that fails half way has produced nothing yet
             key = output.key.encode() if isinstance(output.key, str) else output.key
             value = output.value if isinstance(output.value, bytes | None) else wire.encode(output.value)
-            self._broker.produce(output.topic, value, key)
+            headers = self._trace.headers(output.cause or only) if self._trace is not None else []
+            self._broker.produce(output.topic, value, key, headers)
             produced += 1
             if not is_ours():
                 raise _MembershipLostError("the group gave the partition to another member")
@@ -280,7 +305,7 @@ class Worker:
             )
 
     def _dead_letter(self, message: Message, error: BadInputError) -> None:
-        log.error("%s: %s/%d@%d is bad input: %s", self.name, message.topic, message.partition, message.offset, error)
+        log.error("%s: bad input put aside: %s", self.name, error, extra=_where([message]))
         version = wire.schema_version(message.value)
         facts = {
             "stage": self.name,
@@ -344,6 +369,17 @@ class Worker:
 def _decoded(message: Message) -> Any:
     kind = value_type(message.topic)
     return message.value if kind is None or message.value is None else wire.decode(kind, message.value)
+
+
+def _where(messages: Sequence[Message]) -> dict[str, object]:
+    """Where messages stand, for a line of the log: topic, partition and offset of one, the first of each of many."""
+    firsts: dict[tuple[str, int], int] = {}
+    for message in messages:
+        firsts.setdefault((message.topic, message.partition), message.offset)
+    if len(firsts) == 1:
+        ((topic, partition), offset) = next(iter(firsts.items()))
+        return {"topic": topic, "partition": partition, "offset": offset, "messages": len(messages)}
+    return {"from": ",".join(f"{topic}/{partition}@{offset}" for (topic, partition), offset in firsts.items()), "messages": len(messages)}
 
 
 def next_offsets(messages: Sequence[Message]) -> Mapping[TopicPartition, int]:

@@ -124,7 +124,7 @@ class KafkaServer:
         self._properties = folder / "server.properties"
         self._properties.write_text(text)
         self._process: subprocess.Popen[bytes] | None = None
-        identifier = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        identifier = "s" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]  # a dash first would be an option
         done = subprocess.run(
             [*self._java("128m"), "kafka.tools.StorageTool", "format", "-t", identifier, "-c", str(self._properties)],
             capture_output=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -248,6 +249,41 @@ class KafkaBroker:
             group: {TopicPartition(p.topic, p.partition): stored.offset for p, stored in offsets.items() if stored.offset >= 0}
             for group, offsets in found.items()
         }
+
+    # for the bench: what the client does without us
+
+    def bare_produce(self, topic: str, value: bytes, count: int, batch: int) -> None:
+        """``count`` messages by the client alone, acknowledged after each ``batch``."""
+        with plain_errors(self._servers):
+            producer = kafka.KafkaProducer(
+                **self._connection.options(), acks="all", linger_ms=5, batch_size=BATCH_BYTES, metrics_enabled=False
+            )
+            for number in range(count):
+                producer.send(topic, value, b"camera-%d" % (number % 16))
+                if number % batch == batch - 1:
+                    producer.flush()
+            producer.flush()
+            producer.close()
+
+    def bare_consume(self, topic: str, count: int, batch: int, use: Callable[[bytes], object]) -> None:
+        """``count`` messages by a group member of the client alone, committed after each ``batch``."""
+        with plain_errors(self._servers):
+            options = self._connection.options() | {"auto_offset_reset": "earliest", "enable_auto_commit": False, "metrics_enabled": False}
+            consumer = kafka.KafkaConsumer(topic, **options, group_id=f"bare-{uuid.uuid4().hex[:8]}")
+            taken = 0
+            while taken < count:
+                for records in consumer.poll(1_000, max_records=batch).values():
+                    for record in records:
+                        use(record.value)
+                    taken += len(records)
+                consumer.commit()
+            consumer.close()
+
+    def delete_topics(self, topics: Sequence[str]) -> None:
+        """Remove topics for good."""
+        with self._lock, plain_errors(self._servers):
+            self._administrator().delete_topics(list(topics))
+            self._specs = {}
 
     def __enter__(self) -> KafkaBroker:
         return self

@@ -47,6 +47,20 @@ def search(
 
 
 @bench.command()
+def broker(
+    context: typer.Context,
+    count: Annotated[int, typer.Option(min=1000, help="Tracklet messages of each round.")] = 20_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median ratio is reported.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The worker loop against the bare Kafka client, on the Kafka of the settings, with tracklet-sized messages."""
+    from services.bench_broker import bench_broker
+
+    state: State = context.obj
+    show(bench_broker(state.settings, count=count, rounds=rounds), json)
+
+
+@bench.command()
 def retriever(
     context: typer.Context,
     video: Annotated[Path | None, typer.Option(help="Footage; default: the demo's clip.")] = None,
