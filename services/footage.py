@@ -125,7 +125,7 @@ def run_captures(
             progress = line.run()
         finally:
             stopper.set()
-        wait_for_index(broker, workers)
+        wait_for_index(broker, workers, settings.index.group)
     return IngestReport(
         cameras=len(captures),
         frames=progress.frames,
@@ -164,7 +164,7 @@ class Beside:
 
 @contextmanager
 def beside(settings: Settings) -> Iterator[Beside]:
-    """Index and alert workers in threads, until the block ends."""
+    """Index and alert workers in threads, until the block ends; on Kafka they run elsewhere, and none is started here."""
     from services import wiring
 
     stop = threading.Event()
@@ -177,7 +177,7 @@ def beside(settings: Settings) -> Iterator[Beside]:
             workers.errors.append(error)
             log.error("worker failed", extra={"worker": name, "error": str(error)})
 
-    for name in ("index", "alert"):
+    for name in ("index", "alert") if settings.broker.kind == "embedded" else ():
         try:
             work = wiring.make_worker(name, settings, stop)
         except NotReadyError as reason:  # another process writes the index: its worker will
@@ -194,19 +194,19 @@ def beside(settings: Settings) -> Iterator[Beside]:
             thread.join()
 
 
-def wait_for_index(broker: Broker, workers: Beside, longest_s: float = INDEX_WAIT_S) -> None:
-    """Return once the index group has committed all that is on its topics. Raises what a worker failed of, or NotReadyError."""
+def wait_for_index(broker: Broker, workers: Beside, group: str = "index", longest_s: float = INDEX_WAIT_S) -> None:
+    """Return once the index ``group`` has committed all that is on its topics. Raises what a worker failed of, or NotReadyError."""
     ends = {p: offset for topic in (TRACKLETS, COVERAGE) for p, offset in broker.end_offsets(topic).items() if offset}
     ends_at = time.monotonic() + longest_s
     while True:
         if workers.errors:
             raise workers.errors[0]
-        committed = broker.groups().get("index", {})
+        committed = broker.groups().get(group, {})
         if all(committed.get(partition, 0) >= offset for partition, offset in ends.items()):
             return
         if time.monotonic() > ends_at:
-            raise NotReadyError(f"the index did not catch up within {longest_s:.0f} s: is another `sightline` holding it? nothing is lost")
-        time.sleep(0.05)
+            raise NotReadyError(f"the index did not catch up within {longest_s:.0f} s: does its worker run? nothing is lost")
+        time.sleep(0.05 if workers.threads else 0.5)  # workers elsewhere: a question to Kafka
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def archive_folder(
             if threads.errors:
                 raise threads.errors[0]
             _replace_dead(processes, command, faults)
-        wait_for_index(broker, threads)
+        wait_for_index(broker, threads, settings.index.group)
         uris = {job_key(job): f"{job.camera.uri} part {job.shard}" for job in jobs}
         failures = {uris[key]: error for key, error in follower.errors.items()}
     with wiring.open_gallery(settings, read_only=True) as gallery:
