@@ -121,6 +121,7 @@ class _Open:
     items: queue.Queue[Frame | _End]
     thread: threading.Thread | None = None
     has_ended: bool = False  # its last item is in the queue
+    is_given_up: bool = False  # somebody else plays it from the start: what it would still say is not said
 
     @property
     def camera(self) -> Camera:
@@ -198,10 +199,18 @@ class IngestLine:
         self._start(self._opened(capture))
 
     def remove(self, camera_id: str) -> None:
-        """Let a camera leave: its frames on their way are finished, its open tracks close and are published."""
+        """Let a camera leave: its frames on their way are finished, its open tracks close and are published.
+
+        Footage leaves without a word: whoever takes it plays it from the start, and a track cut short would stand in the way of the whole
+        one, which has the same id and revision.
+        """
         with self._lock:
             leaving = [each for each in self._feeding if each.camera.camera_id == camera_id]
-        for each in leaving:
+        self._let_go(leaving)
+
+    def _let_go(self, cameras: Sequence[_Open]) -> None:
+        for each in cameras:
+            each.is_given_up = self._is_endless and not each.camera.is_live and not each.has_ended
             each.capture.close()
 
     def _opened(self, capture: Capture) -> _Open:
@@ -223,8 +232,7 @@ class IngestLine:
         self._stop.set()
         with self._lock:
             feeding = list(self._feeding)
-        for each in (*feeding, *self._waiting):
-            each.capture.close()
+        self._let_go([*feeding, *self._waiting])
         self._arrived.set()
 
     def run(self) -> Progress:
@@ -387,7 +395,8 @@ class IngestLine:
     def _work(self, item: tuple[_Open, Frame, Detections] | tuple[_Open, _End]) -> None:
         started = time.perf_counter()
         if len(item) == 3:
-            self._advance(*item)
+            if not item[0].is_given_up:
+                self._advance(*item)
         else:
             self._end(*item)
         seconds = time.perf_counter() - started
@@ -412,7 +421,8 @@ class IngestLine:
             self._on_progress(self.progress)
 
     def _end(self, opened: _Open, end: _End) -> None:
-        self._publish(opened.stages.finish())
+        if not opened.is_given_up:
+            self._publish(opened.stages.finish())
         self._sink.cover(opened.capture.coverage())
         self._sink.flush()
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -202,3 +202,40 @@ def test_a_detector_of_boxes_alone_leaves_the_looks_to_the_crops() -> None:
     looks = ColourLooks()
     assert set(walked(looks, {})) == {20, 220}
     assert looks.crops > 0
+
+
+def test_footage_that_leaves_an_endless_line_says_nothing_more_and_a_live_camera_closes_its_tracks() -> None:
+    noted: dict[str, list[int]] = {}
+    ended: list[str] = []
+    sink = ListSink()
+    line = IngestLine(
+        [],
+        CountingDetector(),
+        lambda camera: NotingStages(camera, noted),
+        sink,
+        is_endless=True,
+        on_end=lambda camera, error: ended.append(camera.camera_id),
+    )
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    footage, live, whole = FilmCapture("footage", 10**9), FilmCapture("live", 10**9, live=True), FilmCapture("whole", 9)
+    for capture in (footage, live, whole):
+        line.add(capture)
+    until(lambda: len(noted["footage"]) > 20 and len(noted["live"]) > 20 and "whole" in ended)
+    line.remove("footage")
+    line.remove("live")
+    until(lambda: len(ended) == 3)
+    assert sorted(sink.published) == ["t-live", "t-whole"]
+    line.add(FilmCapture("footage", 5))  # played again from the start
+    until(lambda: len(ended) == 4)
+    assert sorted(sink.published) == ["t-footage", "t-live", "t-whole"]
+    line.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def until(is_done: Callable[[], bool], longest_s: float = 10.0) -> None:
+    ends_at = time.monotonic() + longest_s
+    while not is_done():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
