@@ -312,6 +312,7 @@ def _configs(spec: TopicSpec, replication_factor: int) -> dict[str, str]:
         "retention.ms": str(spec.retention_ms),
         "retention.bytes": str(spec.retention_bytes),
         "max.message.bytes": str(spec.max_message_bytes),
+        "message.timestamp.type": "LogAppendTime",  # else Kafka refuses what a machine with a wrong clock sends
     }
     if replication_factor >= 3:  # one broker may be away, and what is acknowledged still lies on two
         configs["min.insync.replicas"] = "2"
