@@ -445,7 +445,8 @@ def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | 
             if broker is None or gallery is None:
                 return
             search = search_stage(settings, gallery)
-            handler = QueryHandler(search, on_answer=metrics.answered, on_refusal=metrics.refused) if metrics else QueryHandler(search)
+            told: dict[str, Any] = {"on_answer": metrics.answered, "on_refusal": metrics.refused} if metrics else {}
+            handler = QueryHandler(search, needs_purpose=settings.access.require_purpose, **told)
             query_worker(broker, handler, observer=metrics, tracer=tracer).run(stop)
 
     return run

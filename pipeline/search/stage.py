@@ -139,11 +139,11 @@ class SearchStage:
         statistics = self._gallery.statistics()
         unknown = sorted(set(window.cameras) - set(statistics.cameras))
         if unknown:
-            run.notes.append(f"never seen by the index: camera {', '.join(unknown)}")
+            run.notes.append(f"never seen by the index: camera {_some(unknown)}")
         accounts = self._gallery.coverage(window)
         silent = sorted(set(window.cameras) - set(unknown) - {account.camera_id for account in accounts})
         if silent:
-            run.notes.append(f"nothing recorded in this window: camera {', '.join(silent)}")
+            run.notes.append(f"nothing recorded in this window: camera {_some(silent)}")
         spaces = tuple(dict.fromkeys(part.embedding.space for part in parts))
         tracklets = self._count(run, statistics.tracklets)
         return Coverage(accounts, spaces, tracklets, tuple(dict.fromkeys(run.notes)))
@@ -181,6 +181,11 @@ def best_by_modality(
             modality = part.embedding.modality
             best[modality] = max(best.get(modality, -1.0), float(similarity))
     return best
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    """Names for a note; of very many the first."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _seen(tracklet: Tracklet) -> tuple[str, ...]:

@@ -31,7 +31,18 @@ def fraction(value: float, name: str) -> None:
         raise ValueError(f"{name} must lie in 0..1, got {value}")
 
 
+LARGEST = 2**63 - 1  # what a database and an int64 hold
+
+
+def storable(value: int, name: str) -> None:
+    """Raises ValueError unless ``value`` fits into 64 bits: whoever sends more must not stop those who store it."""
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+
+
 def in_order(first_ns: int, last_ns: int, name: str) -> None:
-    """Raises ValueError when a time span ends before it starts."""
+    """Raises ValueError when a time span ends before it starts, or does not fit into 64 bits."""
+    storable(first_ns, name)
+    storable(last_ns, name)
     if last_ns < first_ns:
         raise ValueError(f"{name} must not end before it starts, got {first_ns} to {last_ns}")

@@ -36,6 +36,9 @@ class CameraCoverage:
     corrupt: int = 0
     gaps: tuple[Gap, ...] = ()
 
+    def __post_init__(self) -> None:
+        in_order(self.from_ns, self.to_ns, "CameraCoverage")
+
     @property
     def gap_s(self) -> float:
         return sum(gap.to_ns - gap.from_ns for gap in self.gaps) / 1e9

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SpaceMismatchError
+from pipeline.errors import BadInputError, SpaceMismatchError
 from pipeline.types.checks import fraction, read_only
 
 BODY, TEXT, FACE, VOICE = "body", "text", "face", "voice"
@@ -42,7 +42,9 @@ class Embedding:
         object.__setattr__(self, "vector", read_only(vector, "Embedding.vector", np.float32, (None,)))
 
     def similarity(self, other: Embedding) -> float:
-        """Cosine with ``other``, -1..1; raises SpaceMismatchError across spaces."""
+        """Cosine with ``other``, -1..1; raises SpaceMismatchError across spaces, BadInputError where the lengths differ."""
         if self.space != other.space:
             raise SpaceMismatchError(self.space, other.space)
+        if self.vector.shape != other.vector.shape:
+            raise BadInputError(f"vectors of space {self.space!r} must have {len(self.vector)} numbers, got {len(other.vector)}")
         return float(self.vector @ other.vector)

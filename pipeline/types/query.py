@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.types.checks import in_order
+from pipeline.types.checks import in_order, storable
 from pipeline.types.embedding import Embedding
 
 FOREVER_NS = 2**62
@@ -26,6 +26,7 @@ class Probe:
     weight: float = 1.0
     is_negative: bool = False
 
+    LARGEST_WEIGHT: ClassVar[float] = 1e6
     KINDS: ClassVar[tuple[str, ...]] = ("text", "speech", "portrait", "look-alike", "tracklet", "voice")
 
     def __post_init__(self) -> None:
@@ -37,8 +38,8 @@ class Probe:
             raise ValueError(f"a {self.kind} probe must carry at least one embedding, got none")
         if self.kind == "tracklet" and not self.tracklet_id:
             raise ValueError("a tracklet probe must carry a tracklet_id, got none")
-        if not self.weight > 0:
-            raise ValueError(f"Probe.weight must be above 0, got {self.weight}")
+        if not 0 < self.weight <= Probe.LARGEST_WEIGHT:
+            raise ValueError(f"Probe.weight must be above 0 and at most {Probe.LARGEST_WEIGHT:g}, got {self.weight}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +70,6 @@ class Query:
     def __post_init__(self) -> None:
         if not self.probes:
             raise ValueError("Query.probes must hold at least one probe, got none")
+        storable(self.top_k, "Query.top_k")
         if self.top_k < 1:
             raise ValueError(f"Query.top_k must be 1 or more, got {self.top_k}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.types.checks import fraction, in_order, read_only
+from pipeline.types.checks import fraction, in_order, read_only, storable
 from pipeline.types.embedding import Embedding
 
 
@@ -58,6 +58,7 @@ class Tracklet:
 
     def __post_init__(self) -> None:
         in_order(self.started_at_ns, self.ended_at_ns, "Tracklet")
+        storable(self.revision, "Tracklet.revision")
         if self.revision < 1:
             raise ValueError(f"Tracklet.revision must be 1 or more, got {self.revision}")
         at_ns = read_only(self.at_ns, "Tracklet.at_ns", np.int64, (None,))

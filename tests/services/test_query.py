@@ -54,7 +54,7 @@ def test_every_query_gets_its_ranking(broker: SqliteBroker) -> None:
     assert not found["q1"].is_partial
 
 
-def test_a_query_that_cannot_be_answered_is_told_why_and_put_aside(broker: SqliteBroker) -> None:
+def test_a_query_that_cannot_be_answered_is_told_why_and_its_words_are_kept_nowhere(broker: SqliteBroker) -> None:
     ask(broker, "q1", "friendly")
     ask(broker, "q2", "red")
     found = answers(broker)
@@ -62,7 +62,7 @@ def test_a_query_that_cannot_be_answered_is_told_why_and_put_aside(broker: Sqlit
     assert found["q1"].is_partial
     assert "not answered: nothing in 'friendly'" in found["q1"].coverage.notes[0]
     assert found["q2"].matches
-    assert sum(broker.end_offsets(topics.dead_letter_topic(topics.QUERIES)).values()) == 1
+    assert sum(broker.end_offsets(topics.dead_letter_topic(topics.QUERIES)).values()) == 0
 
 
 def test_time_waited_on_the_topic_counts_against_the_deadline() -> None:
@@ -76,3 +76,28 @@ def test_time_waited_on_the_topic_counts_against_the_deadline() -> None:
 
 def test_a_tombstone_asks_nothing() -> None:
     assert list(handler().handle([Received(Message(topics.QUERIES, 0, 0, b"q1", None), None)])) == []
+
+
+def test_a_query_that_does_not_say_why_is_refused_where_a_purpose_is_asked_for(broker: SqliteBroker) -> None:
+    stage = SearchStage(InMemoryGallery(a_tracklet("t1", embedding(TEXT, 1, 0, 0, 0, 0))), WordTextEncoder())
+    asked = [Query("silent", (Probe("text", "red"),)), Query("open", (Probe("text", "red"),), purpose="lost child")]
+    batch = [Received(Message(topics.QUERIES, 0, number, None, b""), query) for number, query in enumerate(asked)]
+    refused, answered = (output.value for output in QueryHandler(stage, needs_purpose=True).handle(batch))
+    assert "must say why" in refused.coverage.notes[0]
+    assert refused.matches == ()
+    assert answered.matches
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        b'{"schema_version":1,"type":"query","query_id":"q","probes":[{"kind":"text","text":"red"}],"window":{"to_ns":1180591620717411303424}}',
+        b'{"schema_version":1,"type":"query","query_id":"q","probes":[{"kind":"text","text":"red","weight":1e308}]}',
+    ],
+    ids=["a time beyond 64 bits", "a weight that overflows"],
+)
+def test_a_query_that_would_stop_the_worker_is_put_aside(broker: SqliteBroker, spoilt: bytes) -> None:
+    broker.produce(topics.QUERIES, spoilt, b"q")
+    ask(broker, "q2", "red")
+    assert set(answers(broker)) == {"q2"}
+    assert sum(broker.end_offsets(topics.dead_letter_topic(topics.QUERIES)).values()) == 1

@@ -21,6 +21,7 @@ from pipeline.types import (
     Coverage,
     CropReference,
     Embedding,
+    Erasure,
     Filter,
     Gap,
     Match,
@@ -74,6 +75,7 @@ VALUES: list[Any] = [
     Watch("w1", PROBES, 0.7, ("north",), ("gate",), 1, 2, "anna", "missing child", ("bert",), False),
     Alert("a1", "w1", "t1", 2, "north", 1, 2, 0.9, 0.7, {"face": 0.8}, ("red: yes",), (CROP,)),
     ArchiveJob("j1", 2, CAMERA, 600.0, 1200.0),
+    Erasure("t1", NOON_NS),
     JobProgress("j1", 2, "failed", "host:7", 4, "no video"),
 ]
 NAMES = [type(value).__name__ for value in VALUES]
