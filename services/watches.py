@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
-from pipeline.errors import NotFoundError, SettingsError
-from pipeline.ports import Broker
+from pipeline.errors import NotFoundError, NotReadyError, SettingsError
+from pipeline.ports import Broker, Message
 from pipeline.types import Alert, Watch
 from services import audit, wire
 from services.lookup import SearchRequest, probes_of
@@ -16,6 +18,8 @@ from services.settings import Settings
 from services.topics import ALERTS, WATCHES
 
 DAY_NS = 86_400_000_000_000
+
+log = logging.getLogger("sightline.watches")
 
 
 def add_watch(settings: Settings, request: SearchRequest, threshold: float, expires_at_ns: int = 0) -> Watch:
@@ -87,19 +91,32 @@ def remove_watch(settings: Settings, watch_id: str, issued_by: str, purpose: str
 
 
 def follow_alerts(settings: Settings, follow: bool, for_s: float = 0.0) -> Iterator[Alert]:
-    """The alerts raised so far; with ``follow`` also those to come, until ``for_s`` seconds are over (0: never)."""
+    """The alerts raised so far; with ``follow`` also those to come, until ``for_s`` seconds are over (0: never).
+
+    Each once: a worker that was cut off may have put the same alert, with the same id, onto the topic as its heir did.
+    """
     from services import wiring
 
     ends_at = time.monotonic() + for_s if for_s else float("inf")
-    with wiring.open_broker(settings) as broker:
-        consumer = broker.reader([ALERTS])
-        try:
-            for message in until_end(broker, consumer, ALERTS):
-                if message.value is not None:
-                    yield wire.decode(Alert, message.value)
-            while follow and time.monotonic() < ends_at:
-                for message in consumer.poll(timeout_s=min(0.5, max(0.0, ends_at - time.monotonic()))):
-                    if message.value is not None:
-                        yield wire.decode(Alert, message.value)
-        finally:
-            consumer.close()
+    told: set[str] = set()
+    with wiring.open_broker(settings) as broker, closing(broker.reader([ALERTS])) as reader:
+        for message in until_end(broker, reader, ALERTS):
+            yield from _new_alert(message, told)
+        while follow and time.monotonic() < ends_at:
+            try:
+                messages = reader.poll(timeout_s=min(0.5, max(0.0, ends_at - time.monotonic())))
+            except NotReadyError as error:
+                log.warning("alerts cannot be followed just now, tried again", extra={"reason": str(error)})
+                time.sleep(1.0)
+                continue
+            for message in messages:
+                yield from _new_alert(message, told)
+
+
+def _new_alert(message: Message, told: set[str]) -> Iterator[Alert]:
+    if message.value is None:  # erased
+        return
+    alert = wire.decode(Alert, message.value)
+    if alert.alert_id not in told:
+        told.add(alert.alert_id)
+        yield alert
