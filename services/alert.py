@@ -13,7 +13,7 @@ from pipeline.ports import Broker, Message
 from pipeline.types import Alert, Tracklet, Watch
 from services import wire
 from services.topics import ALERTS, TRACKLETS, WATCHES
-from services.worker import Output, Received, Worker
+from services.worker import Output, Received, Worker, where
 
 log = logging.getLogger("sightline.alert")
 
@@ -52,8 +52,9 @@ class AlertHandler:
             for alert in self._stage.compare(received.value, self._clock_ns())
         ]
         self._warn_of_blind_watches(batch)
-        for alert, _ in alerts:
-            log.info("alert %s: watch %s, tracklet %s, score %.2f", alert.alert_id, alert.watch_id, alert.tracklet_id, alert.score)
+        for alert, message in alerts:
+            facts = (alert.alert_id, alert.watch_id, alert.tracklet_id, alert.score)
+            log.info("alert %s: watch %s, tracklet %s, score %.2f", *facts, extra=where([message]))
             if self._on_alert is not None:
                 self._on_alert(alert)
         return [Output(ALERTS, alert.camera_id, alert, message) for alert, message in alerts]
@@ -100,9 +101,9 @@ class AlertHandler:
                 self._stage.remove(key)
             else:
                 for note in self._stage.put(wire.decode(Watch, message.value)):
-                    log.warning("watch %s: %s", key, note)
+                    log.warning("watch %s: %s", key, note, extra=where([message]))
         except BadInputError as error:
-            log.error("%s %s is not in force: %s", "watch" if message.topic == WATCHES else "alert", key, error)
+            log.error("%s %s is not in force: %s", "watch" if message.topic == WATCHES else "alert", key, error, extra=where([message]))
 
 
 def alert_worker(broker: Broker, handler: AlertHandler, batch: int = 100, **options: Any) -> Worker:

@@ -14,7 +14,7 @@ from pipeline.types import CameraCoverage, CropReference, Erasure, Tracklet
 from services import wire
 from services.reading import until_end
 from services.topics import COVERAGE, ERASURES, TRACKLETS
-from services.worker import Output, Received, Worker
+from services.worker import Output, Received, Worker, where
 
 log = logging.getLogger("sightline.index")
 
@@ -73,10 +73,10 @@ def erased_ids(broker: Broker) -> set[str]:
             try:
                 found.add(wire.decode(Erasure, message.value).tracklet_id)
             except BadInputError as error:  # the worker meets it too, and puts it aside
-                log.error("erasure that cannot be read", extra={"offset": message.offset, "reason": str(error)})
+                log.error("erasure that cannot be read", extra={**where([message]), "reason": str(error)})
     return found
 
 
 def index_worker(broker: Broker, handler: IndexHandler, group: str = GROUP, batch: int = BATCH, **options: Any) -> Worker:
     """The worker of ``group`` over tracklets, coverage and erasures; call its ``run``. options: those of Worker."""
-    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, **options)
+    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, stage="index", **options)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from pipeline.types import Alert, CameraCoverage, Query, Ranking
 
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FORWARD_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 QUERY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-DELAY_SECONDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0)
+# Beyond an hour it is no delay but footage of another day: deploy/prometheus/rules.yml leaves it out.
+DELAY_SECONDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0)
 
 
 def version() -> str:
@@ -36,20 +38,39 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._lock = threading.Lock()
         self._told: dict[tuple[str, int], dict[str, float]] = {}
+        self._assigned: set[str] = set()
+        self._opened: set[str] = set()
         on = self.registry
         self.frames = Counter(
             "sightline_capture_frames", "Frames by outcome: seen, sampled, dropped, corrupt.", ["camera", "outcome"], registry=on
         )
         self.gap_seconds = Counter("sightline_capture_gap_seconds", "Seconds in which a camera was not seen.", ["camera"], registry=on)
+        self.assigned_cameras = Gauge(
+            "sightline_capture_assigned", "Whether a live camera is this worker's, open or not.", ["camera"], registry=on
+        )
         self.open_cameras = Gauge("sightline_capture_open", "Whether a camera is at work on this worker.", ["camera"], registry=on)
         self.last_frame = Gauge(
-            "sightline_capture_last_frame_timestamp_seconds", "UTC of the newest frame of a camera.", ["camera"], registry=on
+            "sightline_capture_last_frame_timestamp_seconds",
+            "UTC when the newest good frame of a camera came, to within the five seconds between two accounts.",
+            ["camera"],
+            registry=on,
         )
         self.detect_batch = Histogram("sightline_detect_batch_frames", "Frames in one forward pass.", buckets=BATCH_SIZES, registry=on)
         self.detect_seconds = Histogram("sightline_detect_seconds", "One forward pass.", buckets=FORWARD_SECONDS, registry=on)
         self.detections = Counter("sightline_detect_detections", "People found in frames.", ["camera"], registry=on)
         self.track_seconds = Histogram(
             "sightline_track_seconds", "Track and embed of one frame, and what it published.", buckets=FORWARD_SECONDS, registry=on
+        )
+        self.embed_seconds = Histogram(
+            "sightline_embed_seconds",
+            "Embed of one frame: its best shots, and the vectors of what it published.",
+            buckets=FORWARD_SECONDS,
+            registry=on,
+        )
+        self.published = Counter("sightline_publish_messages", "Messages that ingest put on a topic.", ["topic"], registry=on)
+        self.published_bytes = Counter("sightline_publish_bytes", "Bytes of their values.", ["topic"], registry=on)
+        self.flush_seconds = Histogram(
+            "sightline_publish_flush_seconds", "Until the broker had all that ingest sent.", buckets=QUERY_SECONDS, registry=on
         )
         self.held = Gauge("sightline_publish_held_tracklets", "Tracklets that wait for the broker to be back.", registry=on)
         self.tracklets = Counter(
@@ -66,7 +87,10 @@ class Metrics:
             "sightline_query_seconds", "One query, by modality of its probe.", ["modality"], buckets=QUERY_SECONDS, registry=on
         )
         self.answers = Counter(
-            "sightline_query_answers", "Queries answered: whole, partial (deadline, part of the index), refused.", ["outcome"], registry=on
+            "sightline_query_answers",
+            "Queries answered: whole, partial (deadline, part of the index), expired (its deadline passed on the topic), refused.",
+            ["outcome"],
+            registry=on,
         )
         self.alert_delay_seconds = Histogram(
             "sightline_alert_delay_seconds",
@@ -78,7 +102,15 @@ class Metrics:
         self.dead_letters = Counter("sightline_worker_dead_letters", "Messages put aside as bad input.", ["worker", "topic"], registry=on)
         self.lag = Gauge("sightline_worker_lag_messages", "Messages a worker has still to read.", ["worker"], registry=on)
         self.committed_at = Gauge(
-            "sightline_worker_last_commit_timestamp_seconds", "UTC of the last batch that a worker finished.", ["worker"], registry=on
+            "sightline_worker_last_commit_timestamp_seconds",
+            "UTC of the last batch that a worker committed; before the first: of its start.",
+            ["worker"],
+            registry=on,
+        )
+        self.started_at = Gauge("sightline_worker_start_timestamp_seconds", "UTC when a worker began.", ["worker"], registry=on)
+        self.in_hand = Gauge("sightline_worker_in_hand_messages", "Messages read and not committed yet.", ["worker"], registry=on)
+        self.broker_up = Gauge(
+            "sightline_worker_broker_up", "Whether the broker answered a worker when it was last asked.", ["worker"], registry=on
         )
         self.messages = Counter("sightline_worker_messages", "Messages worked off and committed.", ["worker"], registry=on)
         self.outputs = Counter("sightline_worker_outputs", "Messages made of them.", ["worker"], registry=on)
@@ -90,8 +122,27 @@ class Metrics:
         self.build = Gauge("sightline_build_info", "1, with the version of this Sightline.", ["version"], registry=on)
         self.build.labels(version()).set(1)
         self.restarts = Counter("sightline_up_restarts", "Worker processes started again.", ["worker"], registry=on)
+        self.trace_spans = Counter("sightline_tracing_spans", "Spans of traces: sent, lost.", ["outcome"], registry=on)
+        ProcessCollector(registry=on)  # memory, processor time and open files
 
     # what services/worker.py tells of its loop
+
+    def started(self, worker: str, topics: Sequence[str]) -> None:
+        """A worker of these topics begins. What can be counted is there from now on, or nobody would see it rise from 0."""
+        for topic in topics:
+            self.dead_letters.labels(worker, topic)
+        self.messages.labels(worker)
+        for gauge in (self.started_at, self.committed_at):
+            gauge.labels(worker).set_to_current_time()
+        self.in_hand.labels(worker).set(0)
+
+    def connected(self, worker: str, is_up: bool) -> None:
+        """The broker answered, or it did not."""
+        self.broker_up.labels(worker).set(is_up)
+
+    def holds(self, worker: str, messages: int) -> None:
+        """So many messages are read and not committed."""
+        self.in_hand.labels(worker).set(messages)
 
     def handled(self, worker: str, messages: int, outputs: int, seconds: float) -> None:
         """A batch was worked off and committed."""
@@ -126,14 +177,33 @@ class Metrics:
         self.alerts.labels(alert.camera_id).inc()
         self.alert_delay_seconds.observe(max(0.0, (alert.raised_at_ns - alert.seen_at_ns) / 1e9))
 
+    def assigned(self, camera_ids: Collection[str]) -> None:
+        """The live cameras that are this worker's now, whether they can be opened or not."""
+        with self._lock:
+            gone, self._assigned = self._assigned - set(camera_ids), set(camera_ids)
+        for camera_id in camera_ids:
+            self.assigned_cameras.labels(camera_id).set(1)
+        for camera_id in gone:
+            _remove(self.assigned_cameras, camera_id)
+
     def opened(self, camera_id: str, is_open: bool) -> None:
         """A camera came to this worker, or left it: then it tells nothing more of it."""
+        with self._lock:
+            self._opened = self._opened | {camera_id} if is_open else self._opened - {camera_id}
         if is_open:
             self.open_cameras.labels(camera_id).set(1)
             return
         for gauge in (self.open_cameras, self.last_frame):
-            with suppress(KeyError):
-                gauge.remove(camera_id)
+            _remove(gauge, camera_id)
+
+    def published_on(self, topic: str, size: int) -> None:
+        """Ingest put a message of ``size`` bytes on ``topic``."""
+        self.published.labels(topic).inc()
+        self.published_bytes.labels(topic).inc(size)
+
+    def spans(self, outcome: str, spans: int) -> None:
+        """Spans were sent, or lost."""
+        self.trace_spans.labels(outcome).inc(spans)
 
     def refused(self) -> None:
         """A query can never be answered; its ranking says why."""
@@ -141,7 +211,9 @@ class Metrics:
 
     def answered(self, query: Query, ranking: Ranking, seconds: float) -> None:
         """A query was answered."""
-        self.answers.labels("partial" if ranking.is_partial else "whole").inc()
+        waited_s = ranking.elapsed_s - seconds
+        outcome = "whole" if not ranking.is_partial else "expired" if waited_s >= query.deadline_s else "partial"
+        self.answers.labels(outcome).inc()
         for kind in sorted({probe.kind for probe in query.probes}):
             self.query_seconds.labels(kind).observe(seconds)
 
@@ -154,8 +226,6 @@ class Metrics:
             "corrupt": float(coverage.corrupt),
             "gap": coverage.gap_s,
         }
-        if coverage.seen:
-            self.last_frame.labels(coverage.camera_id).set(coverage.to_ns / 1e9)
         with self._lock:
             before = self._told.get((coverage.camera_id, coverage.from_ns), {})
             self._told = {key: told for key, told in self._told.items() if key[0] != coverage.camera_id}  # one account per camera
@@ -163,7 +233,16 @@ class Metrics:
         for name, value in now.items():
             counter = self.gap_seconds.labels(coverage.camera_id) if name == "gap" else self.frames.labels(coverage.camera_id, name)
             counter.inc(max(0.0, value - before.get(name, 0.0)))
+        # By our own clock: the account's runs on while a camera is away, and footage is of another day.
+        is_news = now["seen"] - now["corrupt"] > before.get("seen", 0.0) - before.get("corrupt", 0.0)
+        if is_news and coverage.camera_id in self._opened:  # an account may wait for the broker until its camera is another worker's
+            self.last_frame.labels(coverage.camera_id).set(time.time())
 
     def render(self) -> tuple[bytes, str]:
         """The exposition text and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def _remove(gauge: Gauge, camera_id: str) -> None:
+    with suppress(KeyError):
+        gauge.remove(camera_id)

@@ -12,7 +12,7 @@ from pipeline.ports import Broker
 from pipeline.search.stage import SearchStage
 from pipeline.types import Coverage, Query, Ranking
 from services.topics import QUERIES, RANKINGS
-from services.worker import Output, Received, Worker
+from services.worker import Output, Received, Worker, where
 
 log = logging.getLogger("sightline.query")
 
@@ -54,7 +54,7 @@ class QueryHandler:
                 self._check_purpose(query)
                 ranking = self._stage.search(query, started_s - waited_s)
             except BadInputError as error:
-                log.warning("query refused", extra={"query": query.query_id})
+                log.warning("query refused", extra={"query": query.query_id, **where([received.message])})
                 self._on_refusal()
                 yield Output(RANKINGS, query.query_id, refusal(query, error, time.monotonic() - started_s + waited_s))
                 continue

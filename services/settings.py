@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from pipeline.capture import without_credentials
 from pipeline.errors import SettingsError
@@ -131,6 +131,32 @@ class ServerSettings(Section):
     )
 
 
+class ApiClientSettings(Section):
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="Who asks, in the audit log.")
+    token_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False, description="sha256 of its token, as `sightline api token` prints it.")
+    roles: tuple[Literal["search", "watch", "read"], ...] = Field(
+        min_length=1, description="search: searches; watch: watches; read: alerts, cameras, crops and metrics."
+    )
+
+
+class ApiSettings(Section):
+    host: str = Field("127.0.0.1", description="Address of `sightline api`; other than loopback only with clients.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of `sightline api`; 0 = any.")
+    most_waiting: int = Field(
+        64, ge=1, le=512, description="Searches that may wait at once, here and on the topic; beyond, programs are asked to come again."
+    )
+    tls_certificate_file: Path | None = Field(None, description="PEM of the server's certificate; default: no TLS.")
+    tls_key_file: Path | None = Field(None, description="PEM of its key.")
+    clients: list[ApiClientSettings] = Field(default_factory=list, description="Programs that may ask; none: this machine alone.")
+
+    @field_validator("clients")
+    @classmethod
+    def _are_told_apart(cls, clients: list[ApiClientSettings]) -> list[ApiClientSettings]:
+        if len({each.name for each in clients}) < len(clients) or len({each.token_sha256 for each in clients}) < len(clients):
+            raise ValueError("every client must have a name and a token of its own")
+        return clients
+
+
 class TracingSettings(Section):
     endpoint: str = Field("", description="OTLP/HTTP address for OpenTelemetry traces, http://collector:4318; empty = none.")
     sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces that is kept.")
@@ -168,6 +194,7 @@ class Settings(Section):
     alert: AlertSettings = Field(default_factory=AlertSettings)
     archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
     server: ServerSettings = Field(default_factory=ServerSettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     logs: LogSettings = Field(default_factory=LogSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
@@ -250,6 +277,8 @@ def _explain(problem: dict[str, Any]) -> str:
     shown = without_credentials(problem["input"]) if isinstance(problem["input"], str) else problem["input"]
     if keys[0] == "cameras" and isinstance(shown, dict):
         shown = f"a camera with {', '.join(sorted(shown)) or 'nothing'}"  # its address may carry a password
+    if keys == ["api"] or keys[:2] == ["api", "clients"]:
+        shown = "***"  # there may be a token in it
     return f"setting {key} = {shown!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
@@ -257,7 +286,7 @@ def _keys_beside(keys: list[str]) -> list[str]:
     """The names allowed in the section that ``keys`` points into."""
     model: Any = CameraSettings if keys[0] == "cameras" and len(keys) > 1 else Settings
     if model is Settings and len(keys) > 1:
-        model = Settings.model_fields[keys[0]].annotation
+        model = ApiClientSettings if keys[:2] == ["api", "clients"] and len(keys) > 2 else Settings.model_fields[keys[0]].annotation
     return list(model.model_fields)
 
 

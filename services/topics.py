@@ -30,7 +30,7 @@ _LIVE_TOPICS = (
     TopicSpec(TRACKLETS, partitions=8, retention_ms=7 * DAY_MS, max_message_bytes=4_194_304),
     TopicSpec(COVERAGE, partitions=8, retention_ms=7 * DAY_MS),
     TopicSpec(QUERIES, partitions=4, retention_ms=6 * HOUR_MS),
-    TopicSpec(RANKINGS, partitions=4, retention_ms=6 * HOUR_MS),
+    TopicSpec(RANKINGS, partitions=4, retention_ms=6 * HOUR_MS, max_message_bytes=4_194_304),  # a thousand matches with their crops
     TopicSpec(WATCHES, partitions=1, cleanup="compact"),
     TopicSpec(ALERTS, partitions=4, retention_ms=28 * DAY_MS),
     TopicSpec(ARCHIVE_JOBS, partitions=16, retention_ms=7 * DAY_MS),  # the bound on archive workers that share the work

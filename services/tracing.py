@@ -118,7 +118,7 @@ _NOTHING: AbstractContextManager[Trace] = nullcontext(_NoTrace())
 _NO_HEADERS: AbstractContextManager[Headers] = nullcontext(())
 
 
-def make_tracer(endpoint: str, service: str, sample_ratio: float = 1.0, on_spans: OnSpans = lambda outcome, spans: None) -> Tracer:
+def make_tracer(endpoint: str, service: str, sample_ratio: float = 1.0, on_spans: OnSpans | None = None) -> Tracer:
     """Traces to an OTLP/HTTP ``endpoint``, none where it is empty.
 
     on_spans: told "sent" or "lost" and how many; for metrics. Raises MissingDependencyError without the extra, SettingsError for an
@@ -142,7 +142,7 @@ class OpenTelemetryTracer:
 
     is_on = True
 
-    def __init__(self, endpoint: str, service: str, sample_ratio: float = 1.0, on_spans: OnSpans = lambda outcome, spans: None) -> None:
+    def __init__(self, endpoint: str, service: str, sample_ratio: float = 1.0, on_spans: OnSpans | None = None) -> None:
         address = traces_address(endpoint)
         try:
             from opentelemetry import trace
@@ -161,7 +161,7 @@ class OpenTelemetryTracer:
         self._api, self._context, self._propagator = trace, Context, TraceContextTextMapPropagator()
         self._ids = _Ids(RandomIdGenerator())
         self._ratio = TraceIdRatioBased(sample_ratio)
-        self._export = _Export(OTLPSpanExporter(endpoint=address, timeout=EXPORT_TIMEOUT_S), on_spans)
+        self._export = _Export(OTLPSpanExporter(endpoint=address, timeout=EXPORT_TIMEOUT_S), on_spans or (lambda outcome, spans: None))
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": f"sightline-{service}"}),
             sampler=ParentBased(_LinkedOrRatio(ALWAYS_ON, self._ratio)),
@@ -195,19 +195,18 @@ class OpenTelemetryTracer:
     @contextmanager
     def tracklet(self, tracklet: Tracklet) -> Iterator[Headers]:
         now_ns = time.time_ns()
-        is_live = 0 <= now_ns - tracklet.ended_at_ns < LIVE_NS
+        seen_ns = min(tracklet.ended_at_ns, now_ns)  # a camera's clock may run ahead a little
+        is_live = now_ns - seen_ns < LIVE_NS
         is_first = tracklet.revision == 1
         root = self._root(tracklet.tracklet_id)
         facts = {name: getattr(tracklet, name) for name in ("camera_id", "tracklet_id", "revision")}
-        began_ns = max(tracklet.started_at_ns, now_ns - LIVE_NS) if is_first else tracklet.ended_at_ns
+        began_ns = min(max(tracklet.started_at_ns, now_ns - LIVE_NS), seen_ns) if is_first else seen_ns
         with self._ids.named(root) if is_first else nullcontext():
             span = self._start("ingest tracklet", None if is_first else root, began_ns if is_live else None, **facts)
         with self._ended(span):
             if is_live:  # from the frame that made this revision, through detect, track and embed
-                milliseconds = (now_ns - tracklet.ended_at_ns) // 1_000_000
-                self._end(
-                    self._start("capture to publish", span.get_span_context(), tracklet.ended_at_ns, milliseconds=milliseconds, **facts)
-                )
+                facts["milliseconds"] = (now_ns - seen_ns) // 1_000_000
+                self._end(self._start("capture to publish", span.get_span_context(), seen_ns, **facts))
             yield self.headers_of(span)
 
     @contextmanager
@@ -313,7 +312,7 @@ def _allowed(facts: Mapping[str, Any]) -> dict[str, str | int]:
     return {name: value for name, value in facts.items() if name in ATTRIBUTES and isinstance(value, str | int)}
 
 
-# ----------------------------------------------------- what OpenTelemetry calls: classes of its shapes, as its own are there only with the extra
+# -------------------------------------- what OpenTelemetry calls, in the shapes that it wants: its own classes come with the extra alone
 
 
 class _Ids:
@@ -391,7 +390,7 @@ class _Export:
             return result
         finally:
             with self._lock:
-                self._waiting -= len(spans)
+                self._waiting = max(0, self._waiting - len(spans))
             if is_sent:
                 self._sent(len(spans))
             else:

@@ -23,7 +23,7 @@ from services import wire
 from services.topics import dead_letter_topic, value_type
 from services.tracing import NoTracer, Trace, Tracer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sightline.worker")
 
 RECENT_MESSAGES = 1_000
 BAD_SHARE_LIMIT = 0.01
@@ -67,6 +67,12 @@ class Handler(Protocol):
 class Observer(Protocol):
     """Sees what a worker does, for metrics."""
 
+    def started(self, worker: str, topics: Sequence[str]) -> None: ...
+
+    def connected(self, worker: str, is_up: bool) -> None: ...
+
+    def holds(self, worker: str, messages: int) -> None: ...
+
     def handled(self, worker: str, messages: int, outputs: int, seconds: float) -> None: ...
 
     def dead_lettered(self, worker: str, topic: str, error: BaseException) -> None: ...
@@ -106,7 +112,8 @@ class Worker:
     """A member of the consumer group ``name`` that puts the messages of ``topics`` through ``handler``.
 
     batch: most messages handled at once; start: where a new group begins; max_handle_s: a handler that takes longer is taken for stuck
-    and loses its partitions (None: never); keep_alive_s: how often a busy worker shows that it lives; observer: for metrics.
+    and loses its partitions (None: never); keep_alive_s: how often a busy worker shows that it lives; observer: for metrics;
+    stage: what its spans are called, where that is not the worker's name.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class Worker:
         observer: Observer | None = None,
         backoff: Backoff | None = None,
         tracer: Tracer | None = None,
+        stage: str = "",
     ) -> None:
         self.name = name
         self._broker, self._topics, self._handler = broker, tuple(topics), handler
@@ -134,8 +142,10 @@ class Worker:
         self._recent: deque[bool] = deque(maxlen=RECENT_MESSAGES)
         self._stop = threading.Event()
         self._tracer: Tracer = tracer or NoTracer()
+        self._stage = stage or name
         self._trace: Trace | None = None  # of the batch in hand
-        self._lag_told_s = 0.0
+        self._in_hand: Sequence[Message] = ()
+        self._lag_due_s = 0.0
 
     def run(self, stop: threading.Event | None = None, until_drained: bool = False) -> None:
         """Work until ``stop`` is set, or until its own partitions are read to the end; the batch in hand is finished and committed.
@@ -143,12 +153,14 @@ class Worker:
         Raises what is neither bad input nor a matter of waiting: then nothing of the batch in hand is committed.
         """
         self._stop = stop or threading.Event()
+        if self._observer:
+            self._observer.started(self.name, self._topics)
         consumer = self._join()
         if consumer is None:
             return
         try:
             while not self._stop.is_set():
-                if until_drained and consumer.assignment() and consumer.lag() == 0:
+                if until_drained and consumer.assignment() and self._lag(consumer) == 0:
                     return
                 messages = self._poll(consumer)
                 if messages:
@@ -162,6 +174,7 @@ class Worker:
             try:
                 return self._broker.consumer(self._topics, self.name, self._start)
             except NotReadyError as error:
+                self._tell_connected(False)
                 self._wait(error)
         return None
 
@@ -169,54 +182,76 @@ class Worker:
         try:
             messages = consumer.poll(self._poll_s, self._batch)
         except NotReadyError as error:
+            self._tell_connected(False)
             self._wait(error)
             return []
-        self._tell_lag(consumer)
+        if self._observer and time.monotonic() >= self._lag_due_s:  # also when nothing came, so that it falls to 0
+            self._lag(consumer)
+            self._lag_due_s = time.monotonic() + LAG_EVERY_S  # it may be a question to the broker, and take its time
         return messages
 
-    def _tell_lag(self, consumer: Consumer) -> None:
-        """Now and then, also when nothing comes: on Kafka it is a question to the broker."""
-        if self._observer is None or time.monotonic() - self._lag_told_s < LAG_EVERY_S:
-            return
-        self._lag_told_s = time.monotonic()
+    def _lag(self, consumer: Consumer) -> int | None:
+        """Messages still to be read, which the observer is told too; None when the broker does not say."""
         try:
-            self._observer.lagged(self.name, consumer.lag())
+            behind = consumer.lag()
         except NotReadyError as error:
+            self._tell_connected(False)
             log.debug("%s: lag not known: %s", self.name, error)
+            return None
+        if self._observer:
+            self._observer.connected(self.name, True)
+            self._observer.lagged(self.name, behind)
+        return behind
+
+    def _tell_connected(self, is_up: bool) -> None:
+        if self._observer:
+            self._observer.connected(self.name, is_up)
 
     def _work(self, consumer: Consumer, messages: Sequence[Message]) -> None:
         """One batch, from messages to commit; every step only after the one before."""
         started_s = time.monotonic()
+        self._hold(messages)
+        begins = self._batch == 1  # a batch only follows the traces that its messages bring
         try:
-            with self._kept_alive(consumer) as is_ours, self._tracer.messages(self.name, messages) as self._trace:
+            with self._kept_alive(consumer) as is_ours, self._tracer.messages(self._stage, messages, begins) as self._trace:
                 # 1. Decode and handle. Bad messages become dead letters in the same flush as the outputs.
                 outputs = self._handle_all(messages, is_ours)
                 # 2. Make every output durable. A full disk keeps us here: nothing is acknowledged until it is written.
                 self._flush(is_ours)
         except (_MembershipLostError, _StoppedError) as error:
-            log.warning("%s: batch given up uncommitted, it will be worked again: %s", self.name, error, extra=_where(messages))
+            log.warning("%s: batch given up uncommitted, it will be worked again: %s", self.name, error, extra=where(messages))
+            self._hold(())
             return
         # 3. Commit the next offsets. A crash before this line repeats the batch; derived ids make that harmless.
-        self._commit(consumer, messages)
+        is_committed = self._commit(consumer, messages)
+        self._hold(())
         self._backoff.reset()
-        if self._observer:
+        if self._observer and is_committed:
             self._observer.handled(self.name, len(messages), outputs, time.monotonic() - started_s)
 
-    def _commit(self, consumer: Consumer, messages: Sequence[Message]) -> None:
+    def _hold(self, messages: Sequence[Message]) -> None:
+        """These are in hand now, read and not committed; none when the batch is over."""
+        self._in_hand = messages
+        if self._observer:
+            self._observer.holds(self.name, len(messages))
+        if messages and log.isEnabledFor(logging.DEBUG):
+            for facts in _spans_of_offsets(messages):
+                log.debug("%s: batch", self.name, extra=facts)
+
+    def _commit(self, consumer: Consumer, messages: Sequence[Message]) -> bool:
+        """Whether the batch is committed; not, when another member works it again."""
         offsets = next_offsets(messages)
         while True:
             try:
                 consumer.commit(offsets)
-                return
+                return True
             except NotReadyError as error:
                 if not set(offsets) <= consumer.assignment() or not self._is_alive(consumer):
-                    log.warning(
-                        "%s: not committed, another member works these messages again: %s", self.name, error, extra=_where(messages)
-                    )
-                    return
+                    log.warning("%s: not committed, another member works these messages again: %s", self.name, error, extra=where(messages))
+                    return False
                 self._wait(error)
                 if self._stop.is_set():
-                    return
+                    return False
 
     @staticmethod
     def _is_alive(consumer: Consumer) -> bool:
@@ -237,6 +272,9 @@ class Worker:
                 good.append(Received(message, _decoded(message)))
             except BadInputError as error:
                 bad.append((message, error))
+        if self._trace is not None and self._tracer.is_on:
+            for received in good:
+                self._trace.about(received.message, received.value)
         produced, failed = self._handle(good, is_ours) if good else (0, [])
         bad += failed
         failures = {id(message) for message, _ in bad}
@@ -305,7 +343,9 @@ class Worker:
             )
 
     def _dead_letter(self, message: Message, error: BadInputError) -> None:
-        log.error("%s: bad input put aside: %s", self.name, error, extra=_where([message]))
+        log.error("%s: bad input put aside: %s", self.name, error, extra=where([message]))
+        if self._trace is not None:
+            self._trace.failed(message, error)
         version = wire.schema_version(message.value)
         facts = {
             "stage": self.name,
@@ -326,7 +366,7 @@ class Worker:
     def _wait(self, error: NotReadyError, is_ours: Callable[[], bool] | None = None) -> None:
         """Pause before the next try; leaves the batch when we were stopped or lost our partitions meanwhile."""
         pause_s = self._backoff.next_s()
-        log.warning("%s: not ready, next try in %.1f s: %s", self.name, pause_s, error)
+        log.warning("%s: not ready, next try in %.1f s: %s", self.name, pause_s, error, extra=where(self._in_hand))
         if self._observer:
             self._observer.retried(self.name, error)
         self._stop.wait(pause_s)
@@ -371,15 +411,24 @@ def _decoded(message: Message) -> Any:
     return message.value if kind is None or message.value is None else wire.decode(kind, message.value)
 
 
-def _where(messages: Sequence[Message]) -> dict[str, object]:
-    """Where messages stand, for a line of the log: topic, partition and offset of one, the first of each of many."""
-    firsts: dict[tuple[str, int], int] = {}
+def where(messages: Sequence[Message]) -> dict[str, object]:
+    """Where messages stand, for a line of the log: topic, partition and offset of the first, and how many there are."""
+    if not messages:
+        return {}
+    first = messages[0]
+    where: dict[str, object] = {"topic": first.topic, "partition": first.partition, "offset": first.offset}
+    return where if len(messages) == 1 else {**where, "messages": len(messages)}
+
+
+def _spans_of_offsets(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """The first and the last offset of each partition."""
+    offsets: dict[tuple[str, int], list[int]] = {}
     for message in messages:
-        firsts.setdefault((message.topic, message.partition), message.offset)
-    if len(firsts) == 1:
-        ((topic, partition), offset) = next(iter(firsts.items()))
-        return {"topic": topic, "partition": partition, "offset": offset, "messages": len(messages)}
-    return {"from": ",".join(f"{topic}/{partition}@{offset}" for (topic, partition), offset in firsts.items()), "messages": len(messages)}
+        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
+    return [
+        {"topic": topic, "partition": partition, "first_offset": min(each), "last_offset": max(each), "messages": len(each)}
+        for (topic, partition), each in offsets.items()
+    ]
 
 
 def next_offsets(messages: Sequence[Message]) -> Mapping[TopicPartition, int]:

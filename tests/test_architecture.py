@@ -23,6 +23,9 @@ HOMES = {  # one home per library
     "typer": "services/cli",
     "kafka": "services/adapters/kafka_",
     "prometheus_client": "services/metrics.py",
+    "opentelemetry": "services/tracing.py",
+    "starlette": "services/api/",
+    "uvicorn": "services/api/",
 }
 # The networks as torch trains them; what runs them (runtime.py, words.py) needs onnxruntime and numpy alone.
 TORCH_ONLY = {f"models/detector_retriever/{name}.py" for name in ("base", "network", "losses", "conditioning", "export", "torch_runtime")}

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import BadInputError, NotReadyError, SettingsError
@@ -66,6 +67,8 @@ class SqliteBroker:
                     self._connection.execute("DELETE FROM partitions WHERE topic = ?", (spec.name,))
                     self._connection.execute("DELETE FROM topics WHERE name = ?", (spec.name,))
                     self._insert_topic(spec)
+                elif replace(there, max_message_bytes=spec.max_message_bytes) == spec and spec.max_message_bytes > there.max_message_bytes:
+                    self._connection.execute("UPDATE topics SET max_message_bytes = ? WHERE name = ?", (spec.max_message_bytes, spec.name))
                 elif there != spec:
                     raise SettingsError(f"topic {spec.name} must have the settings it was created with: {there}, got {spec}")
         self._specs = {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import bench, brokers, evaluate, line, lookup, maintenance, training, watches
+from services.cli import api, bench, brokers, evaluate, index, line, lookup, maintenance, training, watches
 from services.cli.state import State, print_json
 from services.logs import set_up_logs
 from services.settings import describe, load_settings
@@ -52,6 +52,8 @@ line.register(app)
 lookup.register(app)
 watches.register(app)
 brokers.register(app)
+index.register(app)
+api.register(app)
 maintenance.register(app)
 training.register(app)
 evaluate.register(app)

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command()(ingest)
     app.command()(archive)
     app.command()(up)
-    app.command(hidden=True)(worker)
+    app.command()(worker)
 
 
 def ingest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -51,6 +52,19 @@ class Clicker:
 
     def __init__(self) -> None:
         self.messages = self.outputs = self.dead = self.retries = 0
+        self.begun: list[tuple[str, tuple[str, ...]]] = []
+        self.up: list[bool] = []
+        self.in_hand: list[int] = []
+        self.lags: list[int] = []
+
+    def started(self, worker: str, topics: Sequence[str]) -> None:
+        self.begun.append((worker, tuple(topics)))
+
+    def connected(self, worker: str, is_up: bool) -> None:
+        self.up.append(is_up)
+
+    def holds(self, worker: str, messages: int) -> None:
+        self.in_hand.append(messages)
 
     def handled(self, worker: str, messages: int, outputs: int, seconds: float) -> None:
         self.messages += messages
@@ -62,7 +76,8 @@ class Clicker:
     def retried(self, worker: str, error: BaseException) -> None:
         self.retries += 1
 
-    def lagged(self, worker: str, messages: int) -> None: ...
+    def lagged(self, worker: str, messages: int) -> None:
+        self.lags.append(messages)
 
 
 @pytest.fixture
@@ -344,3 +359,106 @@ def test_pauses_grow_and_start_again() -> None:
     assert min(pauses[5:]) >= 0.5
     backoff.reset()
     assert backoff.next_s() <= 0.1
+
+
+# ------------------------------------------------------------------------------------------- seen from outside
+
+
+def test_what_is_in_hand_is_told_until_it_is_committed(broker: SqliteBroker) -> None:
+    say(broker, *(b"%d" % i for i in range(25)))
+    clicker = Clicker()
+    worker(broker, Shouter(), batch=10, observer=clicker).run(until_drained=True)
+    assert clicker.begun == [("shouter", ("words",))]
+    assert clicker.in_hand == [10, 0, 10, 0, 5, 0]
+    assert clicker.lags[-1] == 0
+    assert set(clicker.up) == {True}
+
+
+def test_a_batch_that_is_given_up_is_in_hand_no_more_and_not_counted(broker: SqliteBroker) -> None:
+    say(broker, b"one")
+    handler, clicker, stop = Shouter(), Clicker(), threading.Event()
+    handler.not_ready = 10**6
+    thread = run_in_thread(lambda: worker(broker, handler, observer=clicker).run(stop))
+    while not handler.batches:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(5)
+    assert clicker.in_hand == [1, 0]
+    assert clicker.messages == 0
+
+
+class AskedForLag(SqliteBroker):
+    """Counts how often a member asks for its lag; the first ``refusals`` times nobody answers."""
+
+    asked = refusals = 0
+
+    def consumer(self, topics: Sequence[str], group: str, start: str = "earliest"):  # type: ignore[no-untyped-def]
+        made = super().consumer(topics, group, start)
+        ask = made.lag
+
+        def lag() -> int:
+            self.asked += 1
+            if self.asked <= self.refusals:
+                raise NotReadyError("the broker does not answer")
+            return ask()
+
+        made.lag = lag  # type: ignore[method-assign]
+        return made
+
+
+@pytest.fixture
+def asked_for_lag(tmp_path: Path) -> Iterator[AskedForLag]:
+    with AskedForLag(tmp_path / "log.db", session_timeout_s=SESSION_S) as opened:
+        opened.create_topics([TopicSpec("words"), TopicSpec("shouts")])
+        yield opened
+
+
+def test_lag_is_asked_for_once_a_second_and_falls_to_0_when_nothing_comes(asked_for_lag: AskedForLag) -> None:
+    say(asked_for_lag, *(b"%d" % i for i in range(200)))
+    clicker, stop = Clicker(), threading.Event()
+    thread = run_in_thread(lambda: worker(asked_for_lag, Slow(0.001), batch=1, poll_s=0.02, observer=clicker).run(stop))
+    time.sleep(2.5)
+    stop.set()
+    thread.join(5)
+    assert clicker.messages == 200
+    assert 2 <= asked_for_lag.asked <= 4  # 200 batches and dozens of empty polls
+    assert clicker.lags[0] > 0
+    assert clicker.lags[-1] == 0
+
+
+def test_a_lag_that_nobody_knows_stops_no_work(asked_for_lag: AskedForLag) -> None:
+    say(asked_for_lag, b"one", b"two")
+    asked_for_lag.refusals = 3
+    clicker = Clicker()
+    worker(asked_for_lag, Shouter(), observer=clicker).run(until_drained=True)
+    assert clicker.messages == 2
+    assert clicker.up[0] is False
+    assert clicker.up[-1] is True
+
+
+def test_lines_about_messages_say_where_they_are(broker: SqliteBroker, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("sightline.worker")
+    log.addHandler(caplog.handler)
+    try:
+        say(broker, b"one", b"bad", b"three")
+        handler = Shouter()
+        handler.not_ready = 1
+        with caplog.at_level(logging.DEBUG, "sightline.worker"):
+            worker(broker, handler).run(until_drained=True)
+    finally:
+        log.removeHandler(caplog.handler)
+    lines = {record.getMessage().partition(": ")[2].partition(":")[0].partition(",")[0]: vars(record) for record in caplog.records}
+    aside, waiting, batch = lines["bad input put aside"], lines["not ready"], lines["batch"]
+    assert (aside["topic"], aside["partition"], aside["offset"]) == ("words", 0, 1)
+    assert "messages" not in aside
+    assert (waiting["topic"], waiting["partition"], waiting["offset"], waiting["messages"]) == ("words", 0, 0, 3)
+    assert (batch["topic"], batch["partition"], batch["first_offset"], batch["last_offset"], batch["messages"]) == ("words", 0, 0, 2, 3)
+
+
+def test_a_trace_that_comes_with_a_message_is_handed_on_without_tracing_of_our_own(broker: SqliteBroker) -> None:
+    parent = ("traceparent", b"00-510d2fbf0dbaef24510d2fbf0dbaef24-510d2fbf0dbaef24-01")
+    broker.produce("words", b"one", None, [parent, ("origin", b"elsewhere")])
+    broker.produce("words", b"two")
+    broker.flush()
+    worker(broker, Shouter(), batch=1).run(until_drained=True)
+    assert [message.headers for message in heard(broker)] == [(parent,), ()]
