@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -93,11 +93,11 @@ def declare(broker: Broker, cameras: Iterable[Camera]) -> None:
 
 @dataclass(slots=True)
 class _Running:
-    """A camera that is ours: what the topic says of it, whether it is on the line, and when it is tried again after a failure."""
+    """A camera that is ours: what the topic says of it, its capture, and when it is tried again after a failure."""
 
     camera: Camera
     partition: TopicPartition
-    is_on_line: bool = False
+    capture: Capture | None = None  # while it is on the line
     is_done: bool = False  # footage that came to its end, or a camera that can never work: until the topic says otherwise
     tries_at_s: float = 0.0
     backoff: Backoff = field(default_factory=lambda: Backoff(random.Random()))
@@ -106,8 +106,16 @@ class _Running:
 class CameraWork:
     """Keeps an endless IngestLine at the cameras of this member of the group ``ingest``."""
 
-    def __init__(self, broker: Broker, open_camera: Callable[[Camera], Capture], group: str = GROUP) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        open_camera: Callable[[Camera], Capture],
+        group: str = GROUP,
+        on_cameras: Callable[[Collection[str]], None] | None = None,
+    ) -> None:
+        """on_cameras: told which live cameras are ours, for metrics."""
         self._broker, self._open_camera, self._group = broker, open_camera, group
+        self._on_cameras = on_cameras
         self._lock = threading.RLock()
         self._cameras: dict[str, _Running] = {}
         self._unread: dict[TopicPartition, int] = {}  # partitions we were given -> the end up to which their past is not read yet
@@ -122,9 +130,10 @@ class CameraWork:
         if consumer is None:
             return
         with closing(consumer):
+            messages: list[Message] = []
             while not stop.is_set():
                 try:
-                    messages = consumer.poll(POLL_S)
+                    messages += consumer.poll(POLL_S)  # what was read stays in hand until the group could be followed
                     self._follow_group(consumer)
                 except NotReadyError as error:
                     self._is_sure = False  # cameras go on: nobody can take them from us while the group is away
@@ -132,7 +141,8 @@ class CameraWork:
                     stop.wait(1.0)
                     continue
                 for message in messages:
-                    self._take(message, consumer)
+                    self._take(message)
+                messages = []
                 self._keep_on_line()
 
     def _join(self, stop: threading.Event) -> Consumer | None:
@@ -180,7 +190,7 @@ class CameraWork:
             del self._unread[partition]
         self._is_sure = not self._unread
 
-    def _take(self, message: Message, consumer: Consumer) -> None:
+    def _take(self, message: Message) -> None:
         partition = TopicPartition(message.topic, message.partition)
         if partition not in self._owned:
             return  # given away, or given a moment ago: then its past is read from the start
@@ -210,13 +220,16 @@ class CameraWork:
             waiting = [
                 running
                 for running in self._cameras.values()
-                if not running.is_on_line
+                if running.capture is None
                 and not running.is_done
                 and running.partition not in self._unread
                 and time.monotonic() >= running.tries_at_s
             ]
+            live = [name for name, running in self._cameras.items() if running.camera.is_live]
         for running in waiting:
             self._open(running)
+        if self._on_cameras is not None:
+            self._on_cameras(live)
 
     def _open(self, running: _Running) -> None:
         assert self._line is not None
@@ -231,19 +244,19 @@ class CameraWork:
             running.tries_at_s = time.monotonic() + running.backoff.next_s()
             log.warning("camera not ready", extra={"camera": name, "reason": str(error)})
             return
-        running.is_on_line = True
+        running.capture = capture
         self._line.add(capture)
         log.info("camera taken", extra={"camera": name})
 
-    def ended(self, camera: Camera, error: Exception | None) -> None:
-        """The line's word that a camera left it; one that is still ours and may come back is tried again."""
+    def ended(self, capture: Capture, error: Exception | None) -> None:
+        """The line's word that a capture left it; a camera that is still ours and may come back is tried again."""
         with self._lock:
-            running = self._cameras.get(camera.camera_id)
-            if running is None or running.camera != camera:
-                return
-            running.is_on_line = False
+            running = self._cameras.get(capture.camera.camera_id)
+            if running is None or running.capture is not capture:
+                return  # let go, or an older one of a camera that was put back meanwhile
+            running.capture = None
             if isinstance(error, NotReadyError):
                 running.tries_at_s = time.monotonic() + running.backoff.next_s()
             else:
                 running.is_done = True
-                log.info("camera came to its end", extra={"camera": camera.camera_id})
+                log.info("camera came to its end", extra={"camera": capture.camera.camera_id})

@@ -61,8 +61,9 @@ class CameraStages(Protocol):
 class TrackAndEmbed:
     """The two stages of a camera, one after the other."""
 
-    def __init__(self, tracker: Tracker, embed: EmbedStage) -> None:
-        self._tracker, self._embed = tracker, embed
+    def __init__(self, tracker: Tracker, embed: EmbedStage, on_embed: Callable[[float], None] = lambda seconds: None) -> None:
+        """on_embed: told what embedding took, in seconds, whenever there was something to publish."""
+        self._tracker, self._embed, self._on_embed = tracker, embed, on_embed
         self._last_ns = -1
 
     def process(self, frame: Frame, detections: Detections) -> list[Publication]:
@@ -83,7 +84,10 @@ class TrackAndEmbed:
         return self._publish(self._tracker.finish())
 
     def _publish(self, updates: TrackUpdates) -> list[Publication]:
+        started_s = time.perf_counter()
         revisions = self._embed.revisions((*updates.open, *updates.closed), self._last_ns)
+        if revisions:
+            self._on_embed(time.perf_counter() - started_s)
         self._embed.forget(updates.forgotten)
         return [Publication(revision.tracklet, revision.pictures) for revision in revisions]
 
@@ -168,10 +172,10 @@ class IngestLine:
         queue_frames: int = 8,
         is_endless: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
-        on_end: Callable[[Camera, Exception | None], None] | None = None,
+        on_end: Callable[[Capture, Exception | None], None] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """on_end: told of every camera that has left the line, its tracklets published; called from the line's own thread."""
+        """on_end: told of every capture that has left the line, its tracklets published; called from the line's own thread."""
         if len({capture.camera.camera_id for capture in captures}) != len(captures):
             raise ValueError("camera ids must be unique, got " + ", ".join(sorted(c.camera.camera_id for c in captures)))
         self.progress = Progress()
@@ -436,7 +440,7 @@ class IngestLine:
             self.errors_of_cameras.append(end.error)
             log.warning("camera ended early", extra={"camera": opened.camera.camera_id, "reason": str(end.error)})
         if self._on_end is not None:
-            self._on_end(opened.camera, end.error)
+            self._on_end(opened.capture, end.error)
 
     def _publish(self, publications: Sequence[Publication]) -> None:
         for publication in publications:
@@ -474,19 +478,26 @@ class TopicSink:
 
     def send(self, tracklet: Tracklet) -> None:
         """A tracklet onto its topic, its crops being there."""
+        message = wire.encode(tracklet)
         with self._tracer.tracklet(tracklet) as headers:
-            self._broker.produce(TRACKLETS, wire.encode(tracklet), tracklet.camera_id.encode(), headers)
+            self._broker.produce(TRACKLETS, message, tracklet.camera_id.encode(), headers)
         if self._metrics is not None:
+            self._metrics.published_on(TRACKLETS, len(message))
             kind = "closed" if tracklet.is_closed else "confirmed" if tracklet.revision == 1 else "better"
             self._metrics.tracklets.labels(camera=tracklet.camera_id, kind=kind).inc()
 
     def cover(self, coverage: CameraCoverage) -> None:
-        self._broker.produce(COVERAGE, wire.encode(coverage), key=coverage.camera_id.encode())
+        message = wire.encode(coverage)
+        self._broker.produce(COVERAGE, message, key=coverage.camera_id.encode())
         if self._metrics is not None:
+            self._metrics.published_on(COVERAGE, len(message))
             self._metrics.observe_coverage(coverage)
 
     def flush(self, timeout_s: float = 10.0) -> None:
+        started_s = time.monotonic()
         self._broker.flush(timeout_s)
+        if self._metrics is not None:
+            self._metrics.flush_seconds.observe(time.monotonic() - started_s)
 
 
 class PatientSink:
@@ -507,11 +518,11 @@ class PatientSink:
         session_timeout_s: float,
         limit: int = 5_000,
         clock_ns: Callable[[], int] = time.time_ns,
-        on_held: Callable[[int], None] = lambda held: None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """owns: whether a camera is ours, None while nobody knows; stop: set when the worker must end; on_held: told how many wait."""
+        """owns: whether a camera is ours, None while nobody knows; stop: set when the worker must end."""
         self._sink, self._media, self._owns, self._stop = sink, media, owns, stop
-        self._session_s, self._limit, self._clock_ns, self._on_held = session_timeout_s, limit, clock_ns, on_held
+        self._session_s, self._limit, self._clock_ns, self._metrics = session_timeout_s, limit, clock_ns, metrics
         self._held: deque[Tracklet] = deque()
         self._accounts: dict[tuple[str, int], CameraCoverage] = {}
         self._durable_at_ns = clock_ns()
@@ -541,15 +552,19 @@ class PatientSink:
             self.flush()
 
     def cover(self, coverage: CameraCoverage) -> None:
-        """Only the newest account of each camera needs to wait."""
+        """Only the newest account of each camera needs to wait; the metrics hear of it at once."""
+        if self._metrics is not None:
+            self._metrics.observe_coverage(coverage)
         self._accounts[coverage.camera_id, coverage.from_ns] = coverage
 
     def flush(self) -> None:
-        """As ``_flush``, and tell how many tracklets wait."""
+        """As ``_flush``, and tell whether the broker is there and how many tracklets wait."""
         try:
             self._flush()
         finally:
-            self._on_held(len(self._held))
+            if self._metrics is not None:
+                self._metrics.held.set(len(self._held))
+                self._metrics.connected("ingest", not self._away_at_ns)
 
     def _flush(self) -> None:
         """Make durable what can be; what cannot stays held. When the worker stops: the last try, and an error when it fails."""
@@ -665,7 +680,9 @@ class JobRunner:
         media: MediaStore,
         encode_picture: Callable[[NDArray[np.uint8]], bytes],
         batch_size: int = 4,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics
         self._open_job, self._detector, self._make_stages = open_job, detector, make_stages
         self._media, self._encode_picture, self._batch_size = media, encode_picture, batch_size
 
@@ -673,7 +690,7 @@ class JobRunner:
         """The tracklets and coverage of a job, as they come. Raises what the footage raises, BadInputError among it."""
         capture = self._open_job(job)
         sink = _ResultQueue(self._media, self._encode_picture)
-        line = IngestLine([capture], self._detector, self._make_stages, sink, batch_size=self._batch_size)
+        line = IngestLine([capture], self._detector, self._make_stages, sink, batch_size=self._batch_size, metrics=self._metrics)
         errors: list[BaseException] = []
 
         def work() -> None:

@@ -17,6 +17,7 @@ FORWARD_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 QUERY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Beyond an hour it is no delay but footage of another day: deploy/prometheus/rules.yml leaves it out.
 DELAY_SECONDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0)
+KEPT_ACCOUNTS = 64  # of a camera; a new one begins whenever it is opened again, and some may wait for the broker
 
 
 def version() -> str:
@@ -37,7 +38,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._lock = threading.Lock()
-        self._told: dict[tuple[str, int], dict[str, float]] = {}
+        self._told: dict[str, dict[int, dict[str, float]]] = {}  # camera -> beginnings of its last accounts -> what they counted
         self._assigned: set[str] = set()
         self._opened: set[str] = set()
         on = self.registry
@@ -63,7 +64,7 @@ class Metrics:
         )
         self.embed_seconds = Histogram(
             "sightline_embed_seconds",
-            "Embed of one frame: its best shots, and the vectors of what it published.",
+            "Embed of one frame that had something to publish: the vectors of its best shots.",
             buckets=FORWARD_SECONDS,
             registry=on,
         )
@@ -227,9 +228,11 @@ class Metrics:
             "gap": coverage.gap_s,
         }
         with self._lock:
-            before = self._told.get((coverage.camera_id, coverage.from_ns), {})
-            self._told = {key: told for key, told in self._told.items() if key[0] != coverage.camera_id}  # one account per camera
-            self._told[coverage.camera_id, coverage.from_ns] = {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
+            accounts = self._told.setdefault(coverage.camera_id, {})
+            before = accounts.pop(coverage.from_ns, {})
+            accounts[coverage.from_ns] = {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
+            if len(accounts) > KEPT_ACCOUNTS:
+                accounts.pop(next(iter(accounts)))
         for name, value in now.items():
             counter = self.gap_seconds.labels(coverage.camera_id) if name == "gap" else self.frames.labels(coverage.camera_id, name)
             counter.inc(max(0.0, value - before.get(name, 0.0)))

@@ -315,18 +315,19 @@ def calibration() -> Any:
 # -------------------------------------------------------------------------------------------- the line
 
 
-def stage_maker(settings: Settings) -> Callable[[Camera], TrackAndEmbed]:
+def stage_maker(settings: Settings, metrics: Metrics | None = None) -> Callable[[Camera], TrackAndEmbed]:
     """Makes track and embed for a camera; encoders are shared, state is not."""
     from pipeline.embed import EmbedRules, EmbedStage
     from pipeline.track.stage import Tracker, TrackerSettings
 
     looks = look_encoder(settings)
     face = face_encoder(settings) if settings.embed.faces else None
+    on_embed = metrics.embed_seconds.observe if metrics else lambda seconds: None
     rules = EmbedRules(best_shots=settings.embed.best_shots, keep_context=settings.embed.keep_context)
     track = TrackerSettings(confirm_after_s=settings.track.confirm_after_s, lost_after_s=settings.track.lost_after_s)
 
     def make(camera: Camera) -> TrackAndEmbed:
-        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, looks, face, rules))
+        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, looks, face, rules), on_embed)
 
     return make
 
@@ -386,7 +387,7 @@ def make_worker(
     }
     if name not in makers:
         raise SettingsError(f"a worker must be one of {', '.join(makers)}, got {name!r}")
-    tracer = make_tracer(settings.tracing.endpoint, name, settings.tracing.sample_ratio)
+    tracer = make_tracer(settings.tracing.endpoint, name, settings.tracing.sample_ratio, metrics.spans if metrics else None)
     work = makers[name](settings, stop, metrics, tracer)
 
     def run() -> None:
@@ -492,7 +493,7 @@ def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics 
     from services.ingest import JobRunner
 
     def run() -> None:
-        detector, make_stages = make_detector(settings), stage_maker(settings)
+        detector, make_stages = make_detector(settings), stage_maker(settings, metrics)
         runner = JobRunner(
             lambda job: open_camera(settings, job.camera, from_s=job.from_s, to_s=job.to_s),
             detector,
@@ -500,6 +501,7 @@ def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics 
             open_media(settings),
             to_jpeg,
             batch_size=settings.detect.batch_size,
+            metrics=metrics,
         )
         with _wait_for_broker(settings, stop) as broker:
             if broker is not None:
@@ -515,18 +517,18 @@ def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics |
     from services.ingest import PatientSink, TopicSink
 
     def run() -> None:
-        detector, make_stages, media = make_detector(settings), stage_maker(settings), open_media(settings)
+        detector, make_stages, media = make_detector(settings), stage_maker(settings, metrics), open_media(settings)
         with _wait_for_broker(settings, stop) as broker:
             if broker is None:
                 return
-            work = CameraWork(broker, lambda camera: open_camera(settings, camera))
+            work = CameraWork(broker, lambda camera: open_camera(settings, camera), on_cameras=metrics.assigned if metrics else None)
             sink = PatientSink(
                 TopicSink(broker, media, to_jpeg, metrics, tracer),
                 media,
                 work.owns,
                 stop,
                 settings.broker.session_timeout_s,
-                on_held=metrics.held.set if metrics else lambda held: None,
+                metrics=metrics,
             )
             line = IngestLine(
                 [],

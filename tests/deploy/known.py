@@ -25,11 +25,6 @@ from services.topics import CAMERAS, TOPICS
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
-# Not in the command line yet; taken out as soon as they are.
-PENDING_COMMANDS: set[str] = set()
-# Not in the tree yet; taken out as soon as they are.
-PENDING_FILES: set[str] = set()
-
 PARTITIONS = {spec.name: spec.partitions for spec in TOPICS}
 NOTHING: Any = None  # workers are made to be asked their names: nothing is run
 
@@ -77,8 +72,7 @@ def wrong_with(command: Sequence[str]) -> str:
             return f"`sightline {' '.join(path)}` needs a command"
         path.append(arguments[0])
         if arguments[0] not in below:
-            pending = " ".join([*path, *words[:1]])
-            return "" if pending in PENDING_COMMANDS else f"there is no command `sightline {' '.join(path)}`"
+            return f"there is no command `sightline {' '.join(path)}`"
         at = below[arguments[0]]
 
 
@@ -92,14 +86,6 @@ def _wrong_arguments(path: str, command: Any, arguments: Sequence[str]) -> str:
     if path == "worker" and arguments[0] not in (*WORKERS, "archive"):
         return f"there is no worker {arguments[0]}"
     return ""
-
-
-def is_command(path: str) -> bool:
-    """Whether the command line knows ``path``, such as ``topics list``."""
-    at: Any = typer.main.get_command(app)
-    for word in path.split():
-        at = getattr(at, "commands", {}).get(word)
-    return at is not None
 
 
 def option(command: Sequence[str], name: str) -> str:
@@ -176,12 +162,8 @@ def is_pinned(image: str) -> bool:
 
 
 def missing(path: str) -> bool:
-    """Whether a path of the repository is absent, and not just pending. A pending one that is there must leave the list."""
-    is_there = (ROOT / path).exists()
-    if path in PENDING_FILES:
-        assert not is_there, f"{path} is there now: take it out of PENDING_FILES"
-        return False
-    return not is_there
+    """Whether a path of the repository is absent."""
+    return not (ROOT / path).exists()
 
 
 def commands_in(shell: str) -> Iterator[list[str]]:

@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.types import Filter, Tracklet
 from services.adapters.faiss_gallery import FaissGallery
+from services.adapters.sqlite_broker import SqliteBroker
+from services.topics import TRACKLETS
 
 pytestmark = [pytest.mark.usefixtures("base_weights"), pytest.mark.accuracy]
 
@@ -66,8 +68,16 @@ def test_a_killed_worker_changes_nothing(line: Any, footage: Path, tmp_path: Pat
     assert line.json("archive", footage, "--workers", "1")["seconds"] < calm["seconds"]  # all is done: nothing to do
     erased = next(tracklet_id for tracklet_id, each in in_peace.items() if each.camera_id == "crossing")
     assert "1 tracklets removed" in line.run("erase", erased).stdout
-    line.json("archive", footage / "crossing.mp4", "--redo", "--workers", "1")
-    assert set(held(line.data)) == set(in_peace)
+    told = messages_in(line.data)
+    assert line.json("archive", footage / "crossing.mp4", "--redo", "--workers", "1")["failed"] == 0
+    assert messages_in(line.data) > told, "it was worked off again"
+    assert set(held(line.data)) == set(in_peace) - {erased}, "and brings nobody back who was erased"
+
+
+def messages_in(data: Path) -> int:
+    """Messages about tracklets so far."""
+    with closing(SqliteBroker(data / "log.sqlite")) as broker:
+        return sum(broker.end_offsets(TRACKLETS).values())
 
 
 def tracklets_in(data: Path) -> int:

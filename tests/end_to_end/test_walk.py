@@ -69,12 +69,29 @@ def test_a_person_is_indexed_found_shown_and_really_removed(line: Any, people: P
     index = {name: content for name, content in everything_on_disk(line.data).items() if name.startswith(("index", "crops"))}
     assert not [name for name, content in index.items() if first.encode() in content]
 
-    again = line.json("ingest", people)
-    assert again["tracklets"] == told["tracklets"]
-    assert line.json("status") | {"bytes": 0} == status | {"bytes": 0}
     assert line.json("dead-letters", "list") == []
     assert "removed" in line.run("expire", "--before", "2030-01-01").stdout
     assert not list((line.data / "crops").rglob("*.jpg"))
+
+
+@pytest.mark.accuracy
+def test_footage_read_again_changes_nothing_and_brings_nobody_back_who_was_erased(line: Any, people: Path, people_data: Path) -> None:
+    shutil.copytree(people_data, line.data)
+    before, digest = line.json("status"), line.json("index", "digest")
+    told = line.json("ingest", people)
+    assert told["tracklets"] == before["tracklets"]
+    assert line.json("status") | {"bytes": 0} == before | {"bytes": 0}
+    assert line.json("index", "digest") == digest
+
+    erased = line.json("search", "man in a dark jacket")["matches"][0]["tracklet_id"]
+    assert "1 tracklets removed" in line.run("erase", erased).stdout
+    without, digest = line.json("status"), line.json("index", "digest")
+    assert without["tracklets"] == before["tracklets"] - 1
+    assert line.json("ingest", people)["tracklets"] == told["tracklets"]
+    assert line.json("status") | {"bytes": 0} == without | {"bytes": 0}
+    assert line.json("index", "digest") == digest
+    assert erased not in [match["tracklet_id"] for match in line.json("search", "man in a dark jacket")["matches"]]
+    assert line.json("dead-letters", "list") == []
 
 
 def test_footage_without_people_is_an_answer_too(line: Any, grey_data: Path) -> None:

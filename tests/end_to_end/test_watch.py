@@ -60,6 +60,12 @@ def ask(port: int, path: str) -> tuple[int, str]:
         return 0, ""
 
 
+def is_answered_without(port: int, line: str) -> bool:
+    """Whether a worker answers and its metrics have no such line."""
+    status, text = ask(port, "/metrics")
+    return status == 200 and line not in text
+
+
 def workers_of(up: subprocess.Popen[str]) -> dict[str, int]:
     """Name -> process id of the running workers."""
     found = {}
@@ -106,8 +112,9 @@ def test_a_described_person_of_a_running_camera_raises_one_alert_in_time(
     assert float(text.split("sightline_detect_seconds_sum ")[1].split()[0]) > 0
     wait_until("an alert", lambda: "sightline_alert_alerts_total{" in ask(alert_port, "/metrics")[1], 30)
 
-    wait_until("the camera came to its end", lambda: "ingest" not in workers_of(up), 60)
+    wait_until("the camera came to its end", lambda: is_answered_without(ingest_port, 'sightline_capture_open{camera="crossing"}'), 60)
     wait_until("all tracklets were compared", lambda: lag_of(line.data, "alert") == 0, 30)
+    assert set(workers_of(up)) == set(WORKERS), "the ingest worker waits for other cameras"
 
     os.kill(workers_of(up)["alert"], signal.SIGKILL)  # it must come back
     wait_until("/ready tells of the dead worker", lambda: "alert" in json.loads(ask(port, "/ready")[1])["reasons"], 10)
@@ -173,4 +180,5 @@ def test_a_camera_file_that_is_missing_does_not_stop_the_others(line: Any, grey:
     done = line.run("up", "--for", "12")
     assert done.returncode == 0, done.stderr
     assert "camera left out camera=gone" in done.stderr
+    assert [(each["camera_id"], each["origin"]) for each in line.json("camera", "list")] == [("gone", "settings"), ("here", "settings")]
     assert {account["camera"]: account["seen"] > 0 for account in line.json("status")["coverage"]} == {"here": True}

@@ -214,7 +214,7 @@ def test_footage_that_leaves_an_endless_line_says_nothing_more_and_a_live_camera
         lambda camera: NotingStages(camera, noted),
         sink,
         is_endless=True,
-        on_end=lambda camera, error: ended.append(camera.camera_id),
+        on_end=lambda capture, error: ended.append(capture.camera.camera_id),
     )
     thread = threading.Thread(target=line.run)
     thread.start()

@@ -243,6 +243,14 @@ def test_every_metric_says_what_it_is(metrics: Metrics) -> None:
     assert [family.name for family in ours if not family.documentation.endswith(".")] == []
 
 
+def test_accounts_told_again_after_a_newer_one_are_not_counted_twice(metrics: Metrics) -> None:
+    """A camera is opened again while the broker is away: both accounts wait, and are told once more when it is back."""
+    first, second = CameraCoverage("gate", 0, SECOND, seen=10), CameraCoverage("gate", 5 * SECOND, 6 * SECOND, seen=4)
+    for account in (first, second, first, second, first):
+        metrics.observe_coverage(account)
+    assert metrics.registry.get_sample_value("sightline_capture_frames_total", {"camera": "gate", "outcome": "seen"}) == 14.0
+
+
 def test_two_processes_worth_of_metrics_do_not_collide() -> None:
     Metrics().alerts.labels(camera="a").inc()
     assert b'camera="a"' not in Metrics().render()[0]
