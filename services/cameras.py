@@ -98,6 +98,7 @@ class _Running:
     camera: Camera
     partition: TopicPartition
     capture: Capture | None = None  # while it is on the line
+    has_ended: bool = False  # done, and nothing is missing
     is_done: bool = False  # footage that came to its end, or a camera that can never work: until the topic says otherwise
     tries_at_s: float = 0.0
     backoff: Backoff = field(default_factory=lambda: Backoff(random.Random()))
@@ -225,7 +226,7 @@ class CameraWork:
                 and running.partition not in self._unread
                 and time.monotonic() >= running.tries_at_s
             ]
-            live = [name for name, running in self._cameras.items() if running.camera.is_live]
+            live = [name for name, running in self._cameras.items() if running.camera.is_live and not running.has_ended]
         for running in waiting:
             self._open(running)
         if self._on_cameras is not None:
@@ -258,5 +259,5 @@ class CameraWork:
             if isinstance(error, NotReadyError):
                 running.tries_at_s = time.monotonic() + running.backoff.next_s()
             else:
-                running.is_done = True
+                running.is_done, running.has_ended = True, error is None
                 log.info("camera came to its end", extra={"camera": capture.camera.camera_id})

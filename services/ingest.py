@@ -218,7 +218,9 @@ class IngestLine:
             each.capture.close()
 
     def _opened(self, capture: Capture) -> _Open:
-        return _Open(capture, self._make_stages(capture.camera), queue.Queue(self._queue_frames))
+        # A live capture holds its own newest frames and drops what is late: what waits here would only grow old.
+        room = 1 if capture.camera.is_live else self._queue_frames
+        return _Open(capture, self._make_stages(capture.camera), queue.Queue(room))
 
     def _start(self, opened: _Open) -> None:
         opened.thread = threading.Thread(target=self._read, args=(opened,), name=f"capture-{opened.camera.camera_id}")

@@ -515,12 +515,15 @@ def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics |
     from services.cameras import CameraWork
     from services.crops import to_jpeg
     from services.ingest import PatientSink, TopicSink
+    from services.topics import CAMERAS
 
     def run() -> None:
         detector, make_stages, media = make_detector(settings), stage_maker(settings, metrics), open_media(settings)
         with _wait_for_broker(settings, stop) as broker:
             if broker is None:
                 return
+            if metrics:
+                metrics.started("ingest", [CAMERAS])
             work = CameraWork(broker, lambda camera: open_camera(settings, camera), on_cameras=metrics.assigned if metrics else None)
             sink = PatientSink(
                 TopicSink(broker, media, to_jpeg, metrics, tracer),

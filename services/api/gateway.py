@@ -35,6 +35,7 @@ from services.api.refusals import RefusedError, busy, not_ready, refusal_of
 from services.api.tally import Tally
 from services.settings import Settings
 from services.topics import ALERTS, CAMERAS, COVERAGE, ERASURES, QUERIES, RANKINGS, WATCHES
+from services.tracing import TRACEPARENT, Headers, NoTracer, Tracer
 
 log = logging.getLogger("sightline.api")
 
@@ -76,6 +77,7 @@ class Gateway:
         on_failure: Callable[[], None],
         tally: Tally | None = None,
         alerts: AlertLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Raises SettingsError when others than this machine could ask and no client is configured."""
         self._settings, self._media = settings, media
@@ -94,6 +96,7 @@ class Gateway:
         self._waiting = 0
         self._lag, self._lag_at_s, self._looking = 0, float("-inf"), asyncio.Lock()
         self._is_released = False
+        self._tracer: Tracer = tracer or NoTracer()
         self._tally = tally or Tally()
         self._tally.gauge("waiting_searches", "Searches that wait for their ranking.", lambda: self._waiting)
         self._tally.gauge("streams", "Open streams of alerts.", lambda: self._alerts.listeners)
@@ -195,7 +198,7 @@ class Gateway:
 
     async def _ask(self, query: Query, action: str, request: Request) -> Answer:
         """Record who asks and why, put the query on its topic, wait for its ranking until the deadline and a little."""
-        with self._place_to_wait():
+        with self._place_to_wait(), self._tracer.query(query.query_id, _trace_of(request)) as headers:
             until_s = time.monotonic() + query.deadline_s + GRACE_S
             self._link.must_be_read("rankings")
             await self._check_load()
@@ -203,7 +206,7 @@ class Gateway:
                 raise not_ready("the gateway is being stopped: try again")
             ranking = self._answers.expect(query.query_id, query.issued_by)
             try:
-                await self._write(functools.partial(_send_query, query, action), max(WRITE_AT_LEAST_S, until_s - time.monotonic()))
+                await self._write(functools.partial(_send_query, query, action, headers), max(WRITE_AT_LEAST_S, until_s - time.monotonic()))
                 await _first_of(ranking, request, until_s - time.monotonic())
                 return self._answers.found(query.query_id, query.issued_by)
             finally:
@@ -343,11 +346,11 @@ ROUTES: tuple[Served, ...] = (
 # --------------------------------------------------------------------------------- in the broker's thread
 
 
-def _send_query(query: Query, action: str, broker: Broker, is_given_up: Callable[[], bool]) -> None:
+def _send_query(query: Query, action: str, headers: Headers, broker: Broker, is_given_up: Callable[[], bool]) -> None:
     details = {"probes": audit.kinds(query.probes), "cameras": list(query.window.cameras)}
     audit.record(broker, action, query.query_id, query.issued_by, query.purpose, details)
     if not is_given_up():
-        broker.produce(QUERIES, wire.encode(query), query.query_id.encode())
+        broker.produce(QUERIES, wire.encode(query), query.query_id.encode(), headers)
         broker.flush()
 
 
@@ -381,6 +384,12 @@ async def _first_of(ranking: asyncio.Future[None], request: Request, within_s: f
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _trace_of(request: Request) -> Headers:
+    """The trace that the program which asks is in, when it names one."""
+    named = request.headers.get(TRACEPARENT, "")
+    return [(TRACEPARENT, named.encode("ascii", errors="replace"))] if named else ()
 
 
 def _answer_response(query_id: str, answer: Answer) -> Response:

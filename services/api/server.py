@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import uvicorn
 
@@ -18,6 +18,7 @@ from services.api.alerts import AlertLog
 from services.api.follow import OpenBroker
 from services.api.gateway import Gateway
 from services.settings import ApiSettings, Settings
+from services.tracing import Tracer, make_tracer
 from services.worker import stop_on_signals
 
 log = logging.getLogger("sightline.api")
@@ -32,10 +33,16 @@ class ApiServer:
     """
 
     def __init__(
-        self, settings: Settings, open_broker: OpenBroker, media: MediaStore, stop: threading.Event, alerts: AlertLog | None = None
+        self,
+        settings: Settings,
+        open_broker: OpenBroker,
+        media: MediaStore,
+        stop: threading.Event,
+        alerts: AlertLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._stop = stop
-        self._gateway = Gateway(settings, open_broker, media, stop.set, alerts=alerts)
+        self._gateway = Gateway(settings, open_broker, media, stop.set, alerts=alerts, tracer=tracer)
         self._config = _config(self._gateway, settings.api)
         self._socket = _listen(settings.api)
         if self._gateway.access.is_open:
@@ -121,4 +128,5 @@ def run_api(settings: Settings) -> None:
 
     stop = threading.Event()
     stop_on_signals(stop)
-    ApiServer(settings, lambda: open_broker(settings), open_media(settings), stop).run()
+    with closing(make_tracer(settings.tracing.endpoint, "api", settings.tracing.sample_ratio)) as tracer:
+        ApiServer(settings, lambda: open_broker(settings), open_media(settings), stop, tracer=tracer).run()

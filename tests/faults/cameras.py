@@ -31,8 +31,6 @@ from services.cameras import put_camera
 from services.topics import COVERAGE, TRACKLETS
 from tests.faults.cluster import Cluster, within
 
-PAUSE_S = 60.0
-
 
 class Delays:
     """From the capture of a revision's last frame to its being searchable; closed ones apart, as closing waits for three seconds."""
@@ -105,7 +103,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(float(np.percentile(values, 50)), 2), "p99": round(float(np.percentile(values, 99)), 2), "count": len(values)}
 
 
-def run(rtsp: list[str], cameras: int, minutes: float, sampling_hz: float, side: int, folder: Path) -> dict[str, Any]:
+def run(rtsp: list[str], cameras: int, minutes: float, sampling_hz: float, side: int, pause_s: float, folder: Path) -> dict[str, Any]:
     """The whole of it."""
     cluster = Cluster(folder, extra={"SIGHTLINE_DETECT__SIDE": str(side), "SIGHTLINE_BROKER__SESSION_TIMEOUT_S": "10"})
     try:
@@ -127,9 +125,9 @@ def run(rtsp: list[str], cameras: int, minutes: float, sampling_hz: float, side:
                 if at_s >= due_s:
                     del pauses[what]
                     from_s = time.monotonic()
-                    back_to_zero[what] = pause(cluster, workers[0].process.pid if what == "index worker" else None)
+                    back_to_zero[what] = pause(cluster, workers[0].process.pid if what == "index worker" else None, pause_s)
                     paused.append((from_s - 2, time.monotonic() + 10))
-                    print(f"{at_s:.0f} s: {what} stopped for {PAUSE_S:.0f} s, lag 0 again {back_to_zero[what]} s after", flush=True)
+                    print(f"{at_s:.0f} s: {what} stopped for {pause_s:.0f} s, lag 0 again {back_to_zero[what]} s after", flush=True)
             time.sleep(5)
         time.sleep(6)
         never = delays.close()
@@ -155,15 +153,15 @@ def run(rtsp: list[str], cameras: int, minutes: float, sampling_hz: float, side:
         cluster.close()
 
 
-def pause(cluster: Cluster, pid: int | None) -> float | None:
-    """Stop a process (None: Kafka) for a minute; gives how long after that the lag was nothing again."""
+def pause(cluster: Cluster, pid: int | None, pause_s: float) -> float | None:
+    """Stop a process (None: Kafka) for a while; gives how long after that the lag was nothing again."""
     if pid is None:
         cluster.kafka.freeze()
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
         cluster.kafka.thaw()
     else:
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
         os.kill(pid, signal.SIGCONT)
 
     def is_zero() -> bool:
@@ -207,10 +205,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--sampling-hz", type=float, default=1.0)
     parser.add_argument("--side", type=int, default=0, help="network pixels of the longer side, 0 = the network's usual")
+    parser.add_argument("--pause-s", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=Path("cameras.json"))
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sightline-cameras-") as folder:
-        figures = run(chosen.rtsp, chosen.cameras, chosen.minutes, chosen.sampling_hz, chosen.side, Path(folder))
+        figures = run(chosen.rtsp, chosen.cameras, chosen.minutes, chosen.sampling_hz, chosen.side, chosen.pause_s, Path(folder))
     chosen.out.write_text(json.dumps(figures, indent=2))
     print(json.dumps(figures, indent=2))
 
