@@ -27,7 +27,7 @@ from services.ingest import IngestLine, Publication
 from services.topics import CAMERAS, TOPICS
 from services.wiring import _run_beside
 
-SESSION_TIMEOUT_S = {"sqlite": 1.0, "kafka": 2.0}
+SESSION_TIMEOUT_S = {"sqlite": 1.0, "kafka": 4.0}
 SPEC = next(spec for spec in TOPICS if spec.name == CAMERAS)
 
 Connect = Callable[[], Broker]
@@ -37,7 +37,7 @@ def a_camera(name: str, uri: str = "rtsp://camera", **changes: Any) -> Camera:
     return Camera(name, uri, **{"is_live": True, **changes})
 
 
-def wait_until(what: str, condition: Callable[[], object], longest_s: float = 15.0) -> None:
+def wait_until(what: str, condition: Callable[[], object], longest_s: float = 40.0) -> None:
     ends_at = time.monotonic() + longest_s
     while not condition():
         assert time.monotonic() < ends_at, f"not within {longest_s:g} s: {what}"
