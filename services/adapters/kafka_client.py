@@ -107,20 +107,21 @@ class _OpenManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-pytho
             if self._failure is None:
                 raise
             raise kafka_errors.KafkaTimeoutError(_words(self._failure)) from None
-        self._has_worked = True
+        self._has_worked, self._failure = True, None
         return result
 
     def get_connection(self, node_id: Any, *rest: Any, **options: Any) -> Any:
         if not self._has_worked and self._failure is not None and _must_be_set(self._failure):
             raise self._failure
         connection = super().get_connection(node_id, *rest, **options)
-        for future in (connection.init_future, connection.close_future):
-            future.add_errback(self._note)
+        if self.cluster.is_bootstrap(node_id):
+            for future in (connection.init_future, connection.close_future):
+                future.add_errback(self._note)
         return connection
 
     def _note(self, failure: BaseException) -> None:
-        is_worse = isinstance(failure, kafka_errors.RequestTimedOutError)  # the last try of all, cut short
-        self._failure = self._failure if self._failure is not None and is_worse else failure
+        if self._failure is None or not isinstance(failure, kafka_errors.RequestTimedOutError):  # a last try, cut short, says less
+            self._failure = failure
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         transport = await super()._build_transport(node, timeout_at=timeout_at)
@@ -160,6 +161,7 @@ _WRONG_SETTINGS: Mapping[type[Exception], str] = {
     kafka_errors.RecordListTooLargeError: "takes only smaller messages: `sightline topics check` shows the drift",
     kafka_errors.MessageSizeTooLargeError: "takes only smaller messages: `sightline topics check` shows the drift",
     kafka_errors.InvalidReplicationFactorError: "cannot keep that many copies: lower broker.replication_factor",
+    kafka_errors.InvalidSessionTimeoutError: "does not allow this broker.session_timeout_s: it wants 6 s or more, unless set up otherwise",
     kafka_errors.InconsistentGroupProtocolError: "has members of another program in this group: choose another group",
 }
 
