@@ -180,6 +180,7 @@ class KafkaConsumer:
             if self._assignor.must_join_again:
                 self._assignor.must_join_again = False
                 self._kafka._coordinator.request_rejoin()
+            self._finish_joining()
             if self._early:
                 messages = [self._early.popleft() for _ in range(min(max_messages, len(self._early)))]
             else:
@@ -198,6 +199,7 @@ class KafkaConsumer:
             if self._group is None:
                 return
             self._kafka.pause(*self._kafka.assignment())
+            self._finish_joining()
             try:
                 # Newly given partitions are not paused: what they bring waits for the next poll.
                 found = self._kafka.poll(timeout_ms=KEEP_ALIVE_POLL_MS)
@@ -209,6 +211,15 @@ class KafkaConsumer:
             if lost:
                 names = ", ".join(f"{p.topic}/{p.partition}" for p in sorted(lost))
                 raise NotReadyError(f"group {self._group} gave {names} to another member")
+
+    def _finish_joining(self) -> None:
+        """Go on with a join that the poll before ran out of time for.
+
+        kafka-python forgets one that began because the topics' partitions changed: its snapshots are equal once the leader has shared
+        out, so need_rejoin says no, the answer is never taken, and the heartbeat stays off for ever.
+        """
+        if self._group is not None and self._kafka._coordinator.rejoining:
+            self._kafka._coordinator.request_rejoin()
 
     def _drop_taken_early(self) -> None:
         owned = self._kafka.assignment()
