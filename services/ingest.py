@@ -188,7 +188,9 @@ class IngestLine:
         self._feeding: list[_Open] = []  # cameras whose end nobody took yet
         self._finishing: list[_Open] = []  # cameras whose tracklets are not all published
         self._arrived = threading.Event()  # something is in a camera's queue
-        self._found: queue.Queue[tuple[_Open, Frame, Detections] | tuple[_Open, _End] | None] = queue.Queue(2 * self._queue_frames)
+        # What waits here grows old as well: a worker keeps it short, footage that is read to its end may run ahead.
+        room = batch_size if is_endless else 2 * self._queue_frames
+        self._found: queue.Queue[tuple[_Open, Frame, Detections] | tuple[_Open, _End] | None] = queue.Queue(room)
         self._prepared: queue.Queue[_Prepared | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
