@@ -10,7 +10,7 @@ import pytest
 
 from models.registry import Registry
 from pipeline.errors import SourceUnavailableError
-from tests.kafka_server import NoKafkaError, KafkaServer
+from tests.kafka_server import KafkaServer, NoKafkaError
 
 
 @pytest.fixture(scope="session")
