@@ -608,25 +608,35 @@ class PatientSink:
         self._back_since_s = self._back_since_s or time.monotonic()
         if time.monotonic() - self._back_since_s < self._session_s / 3 and not is_last:
             return
-        self._release(is_last)
-        if not self._held:
+        if self._release(is_last) and not self._held:
             log.info("broker back, nothing is held any more")
             self._away_at_ns, self._durable_at_ns, self._back_since_s = 0, self._clock_ns(), None
 
-    def _release(self, is_last: bool) -> None:
+    def _release(self, is_last: bool) -> bool:
+        """Send what is held for cameras that are still ours; whether the broker took it. One that went away again leaves the rest held."""
         lease_ends_ns = self._away_at_ns + int(self._session_s * 1e9)
-        waiting = deque[Tracklet]()
-        for tracklet in self._held:
-            is_ours = self._owns(tracklet.camera_id)
-            if is_ours is None and tracklet.started_at_ns > lease_ends_ns and not is_last:
-                waiting.append(tracklet)
-            elif is_ours is not False or tracklet.started_at_ns <= lease_ends_ns:
-                self._sink.send(tracklet)
-            else:
-                log.info("tracklet left to the worker that took the camera over", extra={"camera": tracklet.camera_id})
-                self._media.delete([crop.key for crop in tracklet.crops])
-        self._held = waiting
-        self._sink.flush(LAST_FLUSH_S)
+        kept = deque[Tracklet]()
+        try:
+            while self._held:
+                tracklet = self._held[0]
+                is_ours = self._owns(tracklet.camera_id)
+                if is_ours is None and tracklet.started_at_ns > lease_ends_ns and not is_last:
+                    kept.append(tracklet)
+                elif is_ours is not False or tracklet.started_at_ns <= lease_ends_ns:
+                    self._sink.send(tracklet)
+                else:
+                    log.info("tracklet left to the worker that took the camera over", extra={"camera": tracklet.camera_id})
+                    self._media.delete([crop.key for crop in tracklet.crops])
+                self._held.popleft()
+            self._sink.flush(LAST_FLUSH_S)
+        except NotReadyError as error:
+            if is_last:
+                raise
+            self._is_away(error)
+            return False
+        finally:
+            self._held.extendleft(reversed(kept))
+        return True
 
     def _patiently(self, act: Callable[[], None]) -> None:
         pause = Backoff(random.Random(), 0.2, 5.0)

@@ -156,7 +156,6 @@ def test_a_broker_that_is_away_is_not_asked_at_every_frame(ingest: Ingest) -> No
     assert ingest.broker.flushes == 1
 
 
-@pytest.mark.xfail(reason="PatientSink._release lets the error of a broker that is away again end the line", strict=True)
 @pytest.mark.parametrize("how", ["does not acknowledge", "takes no more"])
 def test_a_broker_that_goes_away_again_while_it_is_told_what_was_held_costs_nothing(ingest: Ingest, how: str) -> None:
     ingest.goes_away()
