@@ -621,7 +621,7 @@ def test_cameras_say_what_they_saw_and_never_where_they_are(api: int, broker: Sq
         CameraCoverage("yard", now_ns - 100 * S, now_ns, seen=40, sampled=40, gaps=(gap,)),
         CameraCoverage("film", 1 * S, 9 * S, seen=5, sampled=5),
     )
-    until(lambda: len(ask(api, "GET", "/v1/cameras").body) == 3)
+    until(lambda: [each["camera_id"] for each in ask(api, "GET", "/v1/cameras").body] == ["film", "gate", "yard"])
     answer = ask(api, "GET", "/v1/cameras")
     film, gate_view, yard = answer.body
     assert (film["camera_id"], film["is_added"], film["is_seen"], film["last_frame"]) == ("film", False, False, "1970-01-01T00:00:09.000Z")
