@@ -145,6 +145,7 @@ class CameraWork:
                     self._take(message)
                 messages = []
                 self._keep_on_line()
+            line.stop()  # the cameras end while we leave the group: where the broker is away that takes a while
 
     def _join(self, stop: threading.Event) -> Consumer | None:
         pause = Backoff(random.Random())

@@ -37,7 +37,7 @@ class IndexHandler:
         """on_indexed: told when the last frames of the tracklets that can be searched now were taken, the time, and the
         seconds that writing them took; for metrics.
 
-        erased: ids that never come in again, whatever is replayed; remove_crops: of those that are erased while we run.
+        erased: ids that never come in again, whatever is replayed; remove_crops: of those erased while we run, or brought again.
         """
         self._gallery = gallery
         self._on_indexed = on_indexed
@@ -50,7 +50,11 @@ class IndexHandler:
         if gone:
             self._erased |= gone
             self._remove_crops(self._gallery.delete(sorted(gone)))
-        tracklets = [r.value for r in batch if isinstance(r.value, Tracklet) and r.value.tracklet_id not in self._erased]
+        brought = [r.value for r in batch if isinstance(r.value, Tracklet)]
+        tracklets = [each for each in brought if each.tracklet_id not in self._erased]
+        refused = [crop for each in brought if each.tracklet_id in self._erased for crop in each.crops]
+        if refused:  # footage read again stored their pictures anew
+            self._remove_crops(refused)
         if tracklets:
             started_s = time.monotonic()
             self._gallery.upsert(tracklets)

@@ -39,7 +39,7 @@ log = logging.getLogger("sightline.ingest")
 COVERAGE_EVERY_S = 5.0
 FLUSH_EVERY_S = 0.25
 FLUSH_WITHIN_S = 2.0  # a broker that does not acknowledge for so long is away
-LAST_FLUSH_S = 6.0  # of a worker that must end: SIGTERM to exit within 10 s
+LAST_FLUSH_S = 4.5  # of a worker that must end: SIGTERM to exit within 10 s, leaving the group and closing the broker among them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -394,7 +394,7 @@ class IngestLine:
                 if now - covered_at > COVERAGE_EVERY_S:
                     covered_at = now
                     self._cover()
-                if now - flushed_at > FLUSH_EVERY_S and not is_over:
+                if now - flushed_at > FLUSH_EVERY_S and not self._stop.is_set():  # to the end of a line that stops there is one more
                     flushed_at = now
                     self._sink.flush()
             except BaseException as error:
@@ -432,7 +432,8 @@ class IngestLine:
         if not opened.is_given_up:
             self._publish(opened.stages.finish())
         self._sink.cover(opened.capture.coverage())
-        self._sink.flush()
+        if not self._stop.is_set():
+            self._sink.flush()
         with self._lock:
             self._finishing.remove(opened)
         if opened.thread is not None:
@@ -578,7 +579,7 @@ class PatientSink:
         try:
             if not self._away_at_ns or is_last:
                 self._send_accounts()
-            self._sink.flush(LAST_FLUSH_S if is_last else FLUSH_WITHIN_S)
+            self._sink.flush(LAST_FLUSH_S if is_last and not self._away_at_ns else FLUSH_WITHIN_S)
         except NotReadyError as error:
             self._is_away(error)
             if is_last:

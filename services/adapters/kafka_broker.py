@@ -30,6 +30,8 @@ REQUEST_LIMIT_BYTES = 16 * 2**20
 BATCH_BYTES = 256 * 1024  # below every topic's limit, which Kafka applies to whole batches
 BATCH_OVERHEAD_BYTES = 128  # what Kafka adds to one message alone in its batch
 FOR_EVER_MS = 2**31 - 1
+SENDS_WITHIN_S = 2.0  # produce waits no longer for a Kafka that is away: the message stays queued
+CLOSES_WITHIN_S = 1.5  # who must be sure has flushed before; a worker has 10 s from SIGTERM to its end
 
 
 @dataclass(slots=True)
@@ -149,13 +151,13 @@ class KafkaBroker:
             self._queued_bytes += size
             if all(earlier.future is not None for earlier in self._queue[-2:-1]):  # else the flush sends them in order
                 with suppress(NotReadyError):
-                    self._send(queued)
+                    self._send(queued, SENDS_WITHIN_S)
 
-    def _send(self, queued: _Queued) -> None:
+    def _send(self, queued: _Queued, within_s: float) -> None:
         with plain_errors(self._servers):
             if self._producer is None:
                 self._producer = kafka.KafkaProducer(
-                    **self._connection.options(),
+                    **self._connection.options() | {"bootstrap_timeout_ms": int(max(0.2, within_s) * 1000)},
                     acks="all",
                     enable_idempotence=True,
                     retries=FOR_EVER_MS,
@@ -176,7 +178,7 @@ class KafkaBroker:
         ends_at = time.monotonic() + timeout_s
         with self._lock:
             while self._queue:
-                self._send_waiting()
+                self._send_waiting(ends_at)
                 left_s = ends_at - time.monotonic()
                 with plain_errors(self._servers):
                     try:
@@ -189,10 +191,10 @@ class KafkaBroker:
                 if self._queue and time.monotonic() > ends_at:
                     raise NotReadyError(f"Kafka at {self._servers} refused {len(self._queue)} messages: they stay queued")
 
-    def _send_waiting(self) -> None:
+    def _send_waiting(self, ends_at: float) -> None:
         for queued in self._queue:
             if queued.future is None:
-                self._send(queued)
+                self._send(queued, ends_at - time.monotonic())
 
     def _keep_unacknowledged(self) -> None:
         """Drop what Kafka has; what it refused for good is sent again by a new producer, in order."""
@@ -206,8 +208,7 @@ class KafkaBroker:
         producer, self._producer = self._producer, None
         for queued in self._queue:
             queued.future = None
-        with suppress(Exception):  # it failed already, and nothing of it is needed
-            producer.close(timeout=0)
+        _drop(producer)
         if isinstance(ours, SettingsError):
             raise ours
 
@@ -297,13 +298,22 @@ class KafkaBroker:
             consumer.close()
         with self._lock:
             try:
-                self.flush()
+                self.flush(CLOSES_WITHIN_S)
             finally:
-                for client in (self._producer, self._admin):
-                    if client is not None:
-                        with suppress(Exception):  # what matters is flushed; a connection that does not close is gone anyway
-                            client.close()
+                if self._producer is not None:
+                    _drop(self._producer)
+                if self._admin is not None:
+                    with suppress(Exception):  # what matters is flushed; a connection that does not close is gone anyway
+                        self._admin.close()
                 self._producer = self._admin = None
+
+
+def _drop(producer: Any) -> None:
+    """End a producer with all that it has not sent: by itself it would wait for Kafka first, and for ever."""
+    with suppress(Exception):  # what is needed of it waits in our own queue
+        producer._sender.force_close()
+        producer._sender.join(1.0)
+        producer.close(timeout=0)
 
 
 def _configs(spec: TopicSpec, replication_factor: int) -> dict[str, str]:

@@ -98,6 +98,32 @@ class HoldingAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # kafka
         self.must_join_again = bytes(assignment.user_data or b"") == JOIN_AGAIN
 
 
+def _finish_every_join(coordinator: Any) -> None:
+    """Make later polls go on with a join that outlasted the one which began it.
+
+    kafka-python forgets one that began because the topics' partitions changed: its snapshots are equal once the leader has shared out, so
+    need_rejoin says no, the answer is never taken, and the heartbeat stays off for ever. And an answer that came between two polls it
+    throws away and joins anew, so that all others must too: members that look in only now and then never come to rest.
+    """
+    needs_rejoin, join = coordinator.need_rejoin, coordinator.join_group_async
+
+    async def finish_or_join(timeout_ms: float | None = None) -> bool:
+        task = coordinator._join_task
+        if task is None or not task.is_done or task.failed() or coordinator.state is not MemberState.REBALANCING:
+            return bool(await join(timeout_ms=timeout_ms))
+        with coordinator._lock:
+            coordinator._join_task = None
+            coordinator.rejoining = coordinator.rejoin_needed = False
+            coordinator.state = MemberState.STABLE
+            coordinator._enable_heartbeat()
+        generation = coordinator._generation
+        await coordinator._on_join_complete_async(generation.generation_id, generation.member_id, generation.protocol, task.value)
+        return True
+
+    coordinator.need_rejoin = lambda: coordinator.rejoining or needs_rejoin()
+    coordinator.join_group_async = finish_or_join
+
+
 def _held_of(user_data: bytes | None) -> list[tuple[str, int]]:
     try:
         return [(str(topic), int(partition)) for topic, partition in json.loads(user_data or b"[]")]
@@ -153,6 +179,7 @@ class KafkaConsumer:
             self._kafka = kafka.KafkaConsumer(**options)
             if group is not None:
                 self._kafka.subscribe(topics, listener=self._taken)
+                _finish_every_join(self._kafka._coordinator)
             else:
                 self._read_all(topics, start)
         self._group = group
@@ -180,7 +207,6 @@ class KafkaConsumer:
             if self._assignor.must_join_again:
                 self._assignor.must_join_again = False
                 self._kafka._coordinator.request_rejoin()
-            self._finish_joining()
             if self._early:
                 messages = [self._early.popleft() for _ in range(min(max_messages, len(self._early)))]
             else:
@@ -199,7 +225,6 @@ class KafkaConsumer:
             if self._group is None:
                 return
             self._kafka.pause(*self._kafka.assignment())
-            self._finish_joining()
             try:
                 # Newly given partitions are not paused: what they bring waits for the next poll.
                 found = self._kafka.poll(timeout_ms=KEEP_ALIVE_POLL_MS)
@@ -211,15 +236,6 @@ class KafkaConsumer:
             if lost:
                 names = ", ".join(f"{p.topic}/{p.partition}" for p in sorted(lost))
                 raise NotReadyError(f"group {self._group} gave {names} to another member")
-
-    def _finish_joining(self) -> None:
-        """Go on with a join that the poll before ran out of time for.
-
-        kafka-python forgets one that began because the topics' partitions changed: its snapshots are equal once the leader has shared
-        out, so need_rejoin says no, the answer is never taken, and the heartbeat stays off for ever.
-        """
-        if self._group is not None and self._kafka._coordinator.rejoining:
-            self._kafka._coordinator.request_rejoin()
 
     def _drop_taken_early(self) -> None:
         owned = self._kafka.assignment()

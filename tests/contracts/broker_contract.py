@@ -85,6 +85,17 @@ class BrokerContract:
         with pytest.raises(SettingsError, match="nowhere"):
             broker.consumer(["nowhere"], "readers").poll(0.1)
 
+    def test_members_that_poll_briefly_share_all_the_same(self, broker: Broker, connect: Callable[[], Broker]) -> None:
+        other = connect()
+        for number, poll_s in enumerate((0.002, 0.005, 0.01, 0.02, 0.05)):
+            broker.create_topics([TopicSpec(f"brief-{number}", partitions=4)])
+            members = [client.consumer([f"brief-{number}"], f"brief-{number}") for client in (broker, other)]
+            until = time.monotonic() + WITHIN_S
+            while [len(member.assignment()) for member in members] != [2, 2]:
+                assert time.monotonic() < until, f"not shared by polls of {poll_s} s"
+                for member in members:
+                    member.poll(poll_s)
+
     # messages
 
     def test_a_message_arrives_as_it_was_sent(self, broker: Broker, one: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.errors import BadInputError
+from pipeline.errors import BadInputError, NotReadyError
 from pipeline.ports import Message
 from services import wire
 from services.adapters.kafka_broker import KafkaBroker
@@ -168,6 +168,23 @@ def test_a_message_larger_than_its_topic_allows_is_refused_where_it_is_made(over
     broker.produce(TRACKLETS, bytes(most - 1_000), b"north")
     broker.flush()
     assert sum(broker.end_offsets(TRACKLETS).values()) == 1
+
+
+def test_a_client_of_a_kafka_that_is_away_ends_in_time_and_says_what_is_lost(kafka_server: KafkaServer, broker: KafkaBroker) -> None:
+    broker.create_topics([spec for spec in TOPICS if spec.name == TRACKLETS])
+    client = KafkaBroker(KafkaConnection(kafka_server.bootstrap))
+    client.produce(TRACKLETS, b"told", b"north")
+    client.flush()
+    kafka_server.freeze()
+    try:
+        client.produce(TRACKLETS, b"never told", b"north")
+        began = time.monotonic()
+        with pytest.raises(NotReadyError, match="did not acknowledge 1 messages"):
+            client.close()
+        assert time.monotonic() - began < 5
+    finally:
+        kafka_server.thaw()
+    assert b"told" in [message.value for message in messages(broker, TRACKLETS)]
 
 
 # --------------------------------------------------------------------------------------------------- bad settings

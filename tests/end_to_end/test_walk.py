@@ -90,6 +90,7 @@ def test_footage_read_again_changes_nothing_and_brings_nobody_back_who_was_erase
     assert line.json("ingest", people)["tracklets"] == told["tracklets"]
     assert line.json("status") | {"bytes": 0} == without | {"bytes": 0}
     assert line.json("index", "digest") == digest
+    assert not [name for name in everything_on_disk(line.data / "crops") if erased in name]
     assert erased not in [match["tracklet_id"] for match in line.json("search", "man in a dark jacket")["matches"]]
     assert line.json("dead-letters", "list") == []
 
