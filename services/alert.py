@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pipeline.alert import AlertStage
-from pipeline.errors import BadInputError, NotReadyError
+from pipeline.errors import BadInputError
 from pipeline.ports import Broker, Message
 from pipeline.types import Alert, Tracklet, Watch
 from services import wire
+from services.reading import until_end
 from services.topics import ALERTS, TRACKLETS, WATCHES
 from services.worker import Output, Received, Worker, where
 
@@ -76,19 +77,8 @@ class AlertHandler:
 
     def _catch_up(self) -> None:
         """Take in every watch and alert that is on the topics now: a watch added before a tracklet is in force for it."""
-        ends = {
-            partition: offset for topic in (WATCHES, ALERTS) for partition, offset in self._broker.end_offsets(topic).items() if offset > 0
-        }
-        until_s = time.monotonic() + CATCH_UP_S
-        while True:
-            for message in self._news.poll(timeout_s=0.0):
-                self._take(message)
-            assigned = self._news.assignment()
-            if all(partition in assigned and self._news.position(partition) >= offset for partition, offset in ends.items()):
-                return
-            if time.monotonic() > until_s:
-                raise NotReadyError(f"the watches must be readable within {CATCH_UP_S:g} s; is the broker's disk busy?")
-            time.sleep(0.01)
+        for message in until_end(self._broker, self._news, WATCHES, ALERTS, patience_s=CATCH_UP_S):
+            self._take(message)
 
     def _take(self, message: Message) -> None:
         """One watch or alert; one that does not decode or cannot be used is logged, and the others stay in force."""

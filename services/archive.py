@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.archive import SHARD_S, Footage, JobProgress, job_key, plan_jobs
 from pipeline.errors import BadInputError, SchemaError
-from pipeline.ports import Broker, Consumer, TopicPartition
+from pipeline.ports import Broker, Consumer, Message
 from pipeline.types import ArchiveJob, CameraCoverage, Tracklet
 from services import wire
+from services.reading import until_end
 from services.topics import ARCHIVE_JOBS, ARCHIVE_PROGRESS, COVERAGE, TRACKLETS
 from services.worker import Output, Received, Worker
 
@@ -100,31 +101,29 @@ class ArchiveFollower:
     def poll(self, timeout_s: float = 0.5) -> None:
         """Take in what was reported; waits up to ``timeout_s`` for something new."""
         for message in self._consumer.poll(timeout_s):
-            key = (message.key or b"").decode(errors="replace")
-            if key not in self._wanted:
-                continue
-            if message.value is None:
-                for known in (self.states, self.tracklets, self.errors):
-                    known.pop(key, None)
-                continue
-            try:
-                progress = wire.decode(JobProgress, message.value)
-            except SchemaError:
-                continue  # a newer worker's report; the job itself is not touched by it
-            self.states[key], self.tracklets[key] = progress.state, progress.tracklets
-            self.errors.pop(key, None)
-            if progress.state == "failed":
-                self.errors[key] = progress.error
+            self._take(message)
 
     def catch_up(self) -> None:
         """Take in everything that was reported so far."""
-        ends = dict(self.broker.end_offsets(ARCHIVE_PROGRESS))
-        while not self._is_read(ends):
-            self.poll(0.2)
+        for message in until_end(self.broker, self._consumer, ARCHIVE_PROGRESS):
+            self._take(message)
 
-    def _is_read(self, ends: Mapping[TopicPartition, int]) -> bool:
-        assigned = self._consumer.assignment()
-        return all(end == 0 or (partition in assigned and self._consumer.position(partition) >= end) for partition, end in ends.items())
+    def _take(self, message: Message) -> None:
+        key = (message.key or b"").decode(errors="replace")
+        if key not in self._wanted:
+            return
+        if message.value is None:
+            for known in (self.states, self.tracklets, self.errors):
+                known.pop(key, None)
+            return
+        try:
+            progress = wire.decode(JobProgress, message.value)
+        except SchemaError:
+            return  # a newer worker's report; the job itself is not touched by it
+        self.states[key], self.tracklets[key] = progress.state, progress.tracklets
+        self.errors.pop(key, None)
+        if progress.state == "failed":
+            self.errors[key] = progress.error
 
     @property
     def done(self) -> int:

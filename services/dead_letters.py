@@ -54,11 +54,13 @@ def replay(broker: Broker, topic: str, limit: int | None = None) -> int:
     Raises NotFoundError when there is no such topic.
     """
     (name,) = _dead_topics(broker, topic)
+    ends = broker.end_offsets(name)
     consumer = broker.consumer([name], GROUP)
     count = 0
     try:
         for message in until_end(broker, consumer, name):
-            if limit is not None and count >= limit:
+            is_new = message.offset >= ends[TopicPartition(name, message.partition)]  # may be one just put back that failed again
+            if is_new or (limit is not None and count >= limit):
                 break
             headers = [(header, value) for header, value in message.headers if header not in FACTS]
             broker.produce(topic, message.value, message.key, headers)

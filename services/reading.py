@@ -6,24 +6,24 @@ import time
 from collections.abc import Iterator
 
 from pipeline.errors import NotReadyError
-from pipeline.ports import Broker, Consumer, Message, TopicPartition
+from pipeline.ports import Broker, Consumer, Message
 
 PATIENCE_S = 30.0
+POLL_S = 0.2
 
 
-def until_end(broker: Broker, consumer: Consumer, topic: str, patience_s: float = PATIENCE_S) -> Iterator[Message]:
-    """The messages of ``topic`` from the consumer's position to the end as it is now.
+def until_end(broker: Broker, consumer: Consumer, *topics: str, patience_s: float = PATIENCE_S) -> Iterator[Message]:
+    """The messages of ``topics``, all that the consumer reads, from its position until it has reached the end as it is now.
 
+    What came meanwhile and was read with the rest is given too: who goes on with the same consumer would never see it again.
     Raises NotReadyError when nothing comes for ``patience_s`` although the end is not reached.
     """
-    ends = {partition: end for partition, end in broker.end_offsets(topic).items() if end > 0}
+    ends = {partition: end for topic in topics for partition, end in broker.end_offsets(topic).items() if end > 0}
     waits_until_s = time.monotonic() + patience_s
     while any(p not in consumer.assignment() or consumer.position(p) < end for p, end in ends.items()):
-        messages = consumer.poll(0.2)
-        for message in messages:
-            if message.offset < ends.get(TopicPartition(topic, message.partition), 0):
-                yield message
+        messages = consumer.poll(POLL_S)
+        yield from messages
         if messages:
             waits_until_s = time.monotonic() + patience_s
         elif time.monotonic() > waits_until_s:
-            raise NotReadyError(f"topic {topic} could not be read to its end: nothing came for {patience_s:g} s")
+            raise NotReadyError(f"{', '.join(topics)} could not be read to the end: nothing came for {patience_s:g} s; is the broker busy?")
