@@ -441,8 +441,9 @@ class IngestLine:
         if self._metrics is not None:
             self._metrics.opened(opened.camera.camera_id, False)
         if end.error is not None:
-            self.progress.failures[opened.camera.camera_id] = str(end.error)
-            self.errors_of_cameras.append(end.error)
+            if not self._is_endless:  # a worker tries such a camera again, for months
+                self.progress.failures[opened.camera.camera_id] = str(end.error)
+                self.errors_of_cameras.append(end.error)
             log.warning("camera ended early", extra={"camera": opened.camera.camera_id, "reason": str(end.error)})
         if self._on_end is not None:
             self._on_end(opened.capture, end.error)

@@ -41,6 +41,7 @@ class Metrics:
         self._told: dict[str, dict[int, dict[str, float]]] = {}  # camera -> beginnings of its last accounts -> what they counted
         self._assigned: set[str] = set()
         self._opened: set[str] = set()
+        self._connected: dict[str, bool] = {}
         on = self.registry
         self.frames = Counter(
             "sightline_capture_frames", "Frames by outcome: seen, sampled, dropped, corrupt.", ["camera", "outcome"], registry=on
@@ -139,7 +140,14 @@ class Metrics:
 
     def connected(self, worker: str, is_up: bool) -> None:
         """The broker answered, or it did not."""
+        self._connected[worker] = is_up
         self.broker_up.labels(worker).set(is_up)
+
+    def ready(self) -> bool | str:
+        """For /ready: True while the broker answers the worker of this process, else why not."""
+        if not self._connected:
+            return "has not begun to work yet"
+        return all(self._connected.values()) or "the broker does not answer"
 
     def holds(self, worker: str, messages: int) -> None:
         """So many messages are read and not committed."""

@@ -306,3 +306,12 @@ def test_a_taken_port_refuses_to_start_with_the_setting() -> None:
 
 def test_the_server_listens_on_this_machine_only_unless_told(server: HealthServer) -> None:
     assert server._server.server_address[0] == "127.0.0.1"
+
+
+def test_a_worker_is_ready_while_its_broker_answers() -> None:
+    metrics = Metrics()
+    assert metrics.ready() == "has not begun to work yet"
+    metrics.connected("index", True)
+    assert metrics.ready() is True
+    metrics.connected("index", False)
+    assert metrics.ready() == "the broker does not answer"
