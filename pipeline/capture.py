@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 from dataclasses import dataclass
@@ -95,27 +94,6 @@ class Clock:
                 self._anchor_ns = max(now_ns, earliest_ns) - offset_ns
         elif self._last_ns is not None and (is_new_run or offset_ns - (self._last_offset_ns or 0) > LONGEST_PAUSE_NS):
             self._anchor_ns = self._last_ns + self._interval_ns - offset_ns
-
-
-class Backoff:
-    """Waiting times between attempts: doubling from ``first_s`` to ``most_s``, each shortened at random by up to half.
-
-    The jitter keeps a hundred cameras behind one switch from knocking in step when it comes back.
-    """
-
-    def __init__(self, rng: random.Random, first_s: float = 0.5, most_s: float = 30.0) -> None:
-        self._rng, self._first_s, self._most_s = rng, first_s, most_s
-        self._attempts = 0
-
-    def next_s(self) -> float:
-        """Seconds to wait before the next attempt."""
-        whole_s = min(self._most_s, self._first_s * 2.0 ** min(self._attempts, 32))
-        self._attempts += 1
-        return whole_s * self._rng.uniform(0.5, 1.0)
-
-    def reset(self) -> None:
-        """Start from ``first_s`` again: the source gave a frame."""
-        self._attempts = 0
 
 
 def is_late(captured_at_ns: int, newest_ns: int, late_s: float) -> bool:

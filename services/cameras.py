@@ -8,14 +8,13 @@ from the topic as it is, not from offsets, so each reads the whole of a partitio
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from pipeline.capture import Backoff
+from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, NotFoundError, NotReadyError
 from pipeline.ports import Broker, Capture, Consumer, Message, TopicPartition
 from pipeline.types import Camera
@@ -101,7 +100,7 @@ class _Running:
     has_ended: bool = False  # done, and nothing is missing
     is_done: bool = False  # footage that came to its end, or a camera that can never work: until the topic says otherwise
     tries_at_s: float = 0.0
-    backoff: Backoff = field(default_factory=lambda: Backoff(random.Random()))
+    backoff: Backoff = field(default_factory=lambda: Backoff(0.5))
 
 
 class CameraWork:
@@ -148,7 +147,7 @@ class CameraWork:
             line.stop()  # the cameras end while we leave the group: where the broker is away that takes a while
 
     def _join(self, stop: threading.Event) -> Consumer | None:
-        pause = Backoff(random.Random())
+        pause = Backoff()
         while not stop.is_set():
             try:
                 return self._broker.consumer([CAMERAS], self._group)
@@ -257,6 +256,8 @@ class CameraWork:
             if running is None or running.capture is not capture:
                 return  # let go, or an older one of a camera that was put back meanwhile
             running.capture = None
+            if capture.coverage().seen:  # it had worked
+                running.backoff.reset()
             if isinstance(error, NotReadyError):
                 running.tries_at_s = time.monotonic() + running.backoff.next_s()
             else:

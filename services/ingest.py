@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.capture import Backoff
+from pipeline.backoff import Backoff
 from pipeline.embed import EmbedStage
 from pipeline.errors import NotReadyError, SightlineError
 from pipeline.ports import Broker, Capture, Detector, MediaStore, PreparingDetector
@@ -535,7 +534,7 @@ class PatientSink:
         self._away_at_ns = 0  # since when the broker is away; 0: it is there
         self._back_since_s: float | None = None
         self._next_try_s = 0.0
-        self._pause = Backoff(random.Random(), 0.2, 5.0)
+        self._pause = Backoff(0.2, 5.0)
 
     @property
     def held(self) -> int:
@@ -641,7 +640,7 @@ class PatientSink:
         return True
 
     def _patiently(self, act: Callable[[], None]) -> None:
-        pause = Backoff(random.Random(), 0.2, 5.0)
+        pause = Backoff(0.2, 5.0)
         while True:
             try:
                 act()

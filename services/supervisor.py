@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.backoff import Backoff
 from pipeline.errors import SettingsError
 from services.metrics import Metrics
 from services.settings import Settings
@@ -21,7 +22,7 @@ from services.worker import stop_on_signals
 log = logging.getLogger("sightline.up")
 
 WORKERS = ("index", "query", "alert", "ingest")
-RESTART_FIRST_S, RESTART_MOST_S, STEADY_S = 0.5, 30.0, 60.0
+RESTART_FIRST_S, STEADY_S = 0.5, 60.0
 STOP_WITHIN_S = 10.0
 
 
@@ -30,7 +31,7 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
-    wait_s: float = RESTART_FIRST_S
+    pause: Backoff = field(default_factory=lambda: Backoff(RESTART_FIRST_S))
     start_at: float = 0.0
     fatal: bool = False
 
@@ -103,9 +104,8 @@ class Supervisor:
         child.process = None
         child.fatal = code == 2
         if now - child.started_at > STEADY_S:
-            child.wait_s = RESTART_FIRST_S
-        child.start_at = now + child.wait_s
-        child.wait_s = min(child.wait_s * 2, RESTART_MOST_S)
+            child.pause.reset()
+        child.start_at = now + child.pause.next_s()
         self._metrics.restarts.labels(child.name).inc()
         log.warning("worker ended", extra={"worker": child.name, "code": code, "again_in_s": round(child.start_at - now, 1)})
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
 from pipeline.types import Camera, Embedding
 from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
 from services.settings import Settings
 from services.tracing import Tracer, make_tracer
-from services.worker import Backoff
 
 if TYPE_CHECKING:
     from models.detector_retriever.runtime import DetectorRetriever
@@ -456,7 +456,7 @@ def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | 
 @contextmanager
 def _wait_for_index(settings: Settings, stop: threading.Event) -> Iterator[Gallery | None]:
     """The index to read, as soon as its writer has made it; None when stopped before."""
-    pause = Backoff(last_s=2.0)
+    pause = Backoff(most_s=2.0)
     with ExitStack() as stack:
         gallery: Gallery | None = None
         while gallery is None and not stop.is_set():

@@ -7,7 +7,6 @@ again, anything else stops the process with nothing committed. Delivery is at le
 from __future__ import annotations
 
 import logging
-import random
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, NotReadyError, StorageFullError
 from pipeline.ports import Broker, Consumer, Message, TopicPartition
 from services import wire
@@ -92,20 +92,6 @@ class _MembershipLostError(Exception):
 
 class _StoppedError(Exception):
     """We were asked to stop while waiting for the world; the batch stays uncommitted."""
-
-
-class Backoff:
-    """Growing pauses with jitter: first_s, doubled up to last_s."""
-
-    def __init__(self, first_s: float = 0.1, last_s: float = 30.0) -> None:
-        self._first_s, self._last_s, self._next_s = first_s, last_s, first_s
-
-    def next_s(self) -> float:
-        pause_s, self._next_s = self._next_s, min(self._next_s * 2, self._last_s)
-        return pause_s * random.uniform(0.5, 1.0)
-
-    def reset(self) -> None:
-        self._next_s = self._first_s
 
 
 class Worker:

@@ -21,10 +21,10 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from pipeline.backoff import Backoff
 from pipeline.capture import (
     LONGEST_PAUSE_NS,
     SECOND_NS,
-    Backoff,
     Clock,
     CoverageAccount,
     Part,
@@ -357,7 +357,7 @@ class PyAvCapture:
         self._clock = Clock()
         self._sampler = Sampler(camera.sampling_hz)
         self._reformatter = VideoReformatter()
-        self._backoff = Backoff(rng or random.Random(), self._options.retry_first_s, self._options.retry_most_s)
+        self._backoff = Backoff(self._options.retry_first_s, self._options.retry_most_s, rng)
         self._closed = threading.Event()
         self._is_hardware_wished = True
         self._start_ns = 0  # UTC of a file's first frame

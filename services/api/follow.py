@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from pipeline.backoff import Backoff
 from pipeline.errors import NotReadyError
 from pipeline.ports import Broker, Consumer, Message, TopicPartition
-from services.worker import Backoff
 
 log = logging.getLogger("sightline.api")
 
@@ -82,12 +82,13 @@ class Link:
     # threads
 
     def _run(self) -> None:
-        pause = Backoff(last_s=LONGEST_PAUSE_S)
+        pause = Backoff(most_s=LONGEST_PAUSE_S)
         while not self._stop.is_set():
             try:
                 with self._open_broker() as broker:
                     self._reasons.pop("broker", None)
                     self._broker = broker
+                    pause.reset()
                     self._follow_all(broker)
             except NotReadyError as error:
                 self._say_away("broker", error)
@@ -118,7 +119,7 @@ class Link:
 
     def _opened(self, broker: Broker, feed: Feed) -> Consumer | None:
         """The reader of a feed at the first message that matters; None when stopped before."""
-        pause = Backoff(last_s=LONGEST_PAUSE_S)
+        pause = Backoff(most_s=LONGEST_PAUSE_S)
         while not self._stop.is_set():
             reader: Consumer | None = None
             try:
@@ -136,7 +137,7 @@ class Link:
         return None
 
     def _read_on(self, broker: Broker, feed: Feed, reader: Consumer) -> None:
-        pause = Backoff(last_s=LONGEST_PAUSE_S)
+        pause = Backoff(most_s=LONGEST_PAUSE_S)
         ahead: dict[TopicPartition, int] | None = None  # the ends to be reached before the feed is known; None: not looked up yet
         heard_s = time.monotonic()
         while not self._stop.is_set():

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 
 from pipeline.capture import (
-    Backoff,
     Clock,
     CoverageAccount,
     Part,
@@ -121,16 +120,6 @@ def test_live_time_never_goes_backwards_whatever_comes() -> None:
         stamp = clock.utc_ns(rng.choice([None, rng.randrange(-(10**11), 10**11)]), now)
         assert stamp > last
         last = stamp
-
-
-def test_backoff_doubles_to_its_limit_with_jitter_and_starts_again() -> None:
-    backoff = Backoff(random.Random(5), first_s=0.5, most_s=8.0)
-    waits = [backoff.next_s() for _ in range(60)]
-    wholes = [min(8.0, 0.5 * 2**n) for n in range(60)]
-    assert all(whole / 2 <= wait <= whole for wait, whole in zip(waits, wholes, strict=True))
-    assert len(set(waits)) == 60
-    backoff.reset()
-    assert backoff.next_s() <= 0.5
 
 
 def test_a_frame_is_late_beyond_the_limit_only() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.alert import AlertStage
+from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, SettingsError
 from pipeline.ports import Message, TopicSpec
 from pipeline.search.stage import SearchStage
@@ -29,7 +30,7 @@ from services.ingest import TopicSink
 from services.query import QueryHandler, query_worker
 from services.topics import ALERTS, QUERIES, RANKINGS, TRACKLETS, WATCHES, create_all
 from services.tracing import NoTracer, OpenTelemetryTracer, ids_of, make_tracer, traces_address
-from services.worker import Backoff, Output, Received, Worker
+from services.worker import Output, Received, Worker
 from tests.fakes import InMemoryGallery, InMemoryMedia, S, WordTextEncoder, a_tracklet, embedding
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="the extra tracing is not installed")

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, NotReadyError, SettingsError, StorageFullError
 from pipeline.ports import Message, TopicPartition, TopicSpec
 from pipeline.types import Camera
 from services import wire
 from services.adapters.sqlite_broker import SqliteBroker
 from services.topics import CAMERAS, create_all
-from services.worker import Backoff, Output, Received, TooManyBadMessages, Worker
+from services.worker import Output, Received, TooManyBadMessages, Worker
 
 SESSION_S = 1.0
 
@@ -349,16 +350,6 @@ def test_sigterm_keeps_the_last_batch_and_kill_9_loses_nothing(broker: SqliteBro
     answers = [int(m.value or b"") for m in heard(broker)]
     assert set(answers) == set(range(200))
     assert len(answers) <= 200 + 10  # only the batch in hand of the killed one came twice
-
-
-def test_pauses_grow_and_start_again() -> None:
-    backoff = Backoff(0.1, 1.0)
-    pauses = [backoff.next_s() for _ in range(8)]
-    assert all(0.05 <= pause <= 1.0 for pause in pauses)
-    assert max(pauses[:1]) <= 0.1
-    assert min(pauses[5:]) >= 0.5
-    backoff.reset()
-    assert backoff.next_s() <= 0.1
 
 
 # ------------------------------------------------------------------------------------------- seen from outside
