@@ -119,7 +119,9 @@ def run_captures(
             on_frame(progress.frames)
 
     with wiring.open_broker(settings) as broker, beside(settings) as workers:
-        line = wiring.make_line(settings, captures, broker, detector=detector, make_stages=make_stages, on_progress=note)
+        line = wiring.make_line(
+            settings, captures, wiring.topic_sink(settings, broker), detector=detector, make_stages=make_stages, on_progress=note
+        )
         stopper = _stop_with(line.stop, stop)
         try:
             progress = line.run()

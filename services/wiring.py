@@ -17,8 +17,9 @@ from pipeline.backoff import Backoff
 from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, ReadOnlyStorageError, SettingsError, StorageFullError
 from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
 from pipeline.types import Camera, Embedding
-from services.ingest import CameraStages, IngestLine, Progress, TopicSink, TrackAndEmbed
+from services.ingest import CameraStages, IngestLine, TrackAndEmbed
 from services.settings import Settings
+from services.sinks import PatientSink, Sink, TopicSink
 from services.tracing import Tracer, make_tracer
 
 if TYPE_CHECKING:
@@ -335,27 +336,32 @@ def stage_maker(settings: Settings, metrics: Metrics | None = None) -> Callable[
 def make_line(
     settings: Settings,
     captures: Sequence[Capture],
-    broker: Broker,
+    sink: Sink,
     *,
     detector: Detector | None = None,
     make_stages: Callable[[Camera], CameraStages] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
     metrics: Metrics | None = None,
+    **options: Any,
 ) -> IngestLine:
-    """The whole ingest line for some captures."""
-    from services.crops import to_jpeg
-
+    """The whole ingest line for some captures; options: the others of IngestLine."""
     return IngestLine(
         captures,
         detector or make_detector(settings),
-        make_stages or stage_maker(settings),
-        TopicSink(broker, open_media(settings), to_jpeg, metrics),
+        make_stages or stage_maker(settings, metrics),
+        sink,
         batch_size=settings.detect.batch_size,
         batch_wait_s=settings.detect.batch_wait_s,
         queue_frames=settings.capture.queue_frames,
-        on_progress=on_progress,
         metrics=metrics,
+        **options,
     )
+
+
+def topic_sink(settings: Settings, broker: Broker, metrics: Metrics | None = None, tracer: Tracer | None = None) -> TopicSink:
+    """What puts crops into the media store and tracklets onto their topic."""
+    from services.crops import to_jpeg
+
+    return TopicSink(broker, open_media(settings), to_jpeg, metrics, tracer)
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -513,37 +519,20 @@ def _archive_worker(settings: Settings, stop: threading.Event, metrics: Metrics 
 def _ingest_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
     """The cameras that the group gives this worker, on one endless line."""
     from services.cameras import CameraWork
-    from services.crops import to_jpeg
-    from services.ingest import PatientSink, TopicSink
     from services.topics import CAMERAS
 
     def run() -> None:
-        detector, make_stages, media = make_detector(settings), stage_maker(settings, metrics), open_media(settings)
+        detector, make_stages = make_detector(settings), stage_maker(settings, metrics)  # before we join: loading takes seconds
         with _wait_for_broker(settings, stop) as broker:
             if broker is None:
                 return
             if metrics:
                 metrics.started("ingest", [CAMERAS])
             work = CameraWork(broker, lambda camera: open_camera(settings, camera), on_cameras=metrics.assigned if metrics else None)
-            sink = PatientSink(
-                TopicSink(broker, media, to_jpeg, metrics, tracer),
-                media,
-                work.owns,
-                stop,
-                settings.broker.session_timeout_s,
-                metrics=metrics,
-            )
-            line = IngestLine(
-                [],
-                detector,
-                make_stages,
-                sink,
-                batch_size=settings.detect.batch_size,
-                batch_wait_s=settings.detect.batch_wait_s,
-                queue_frames=settings.capture.queue_frames,
-                is_endless=True,
-                on_end=work.ended,
-                metrics=metrics,
+            topics = topic_sink(settings, broker, metrics, tracer)
+            sink = PatientSink(topics, open_media(settings), work.owns, stop, settings.broker.session_timeout_s, metrics=metrics)
+            line = make_line(
+                settings, [], sink, detector=detector, make_stages=make_stages, metrics=metrics, is_endless=True, on_end=work.ended
             )
             _run_beside(lambda: work.run(line, stop), line, stop)
 

@@ -23,7 +23,8 @@ from services.adapters.kafka_broker import KafkaBroker
 from services.adapters.kafka_client import KafkaConnection
 from services.adapters.sqlite_broker import SqliteBroker
 from services.cameras import FROM_SETTINGS, CameraWork, declare, put_camera, read_cameras, remove_camera
-from services.ingest import IngestLine, Publication
+from services.ingest import IngestLine
+from services.sinks import Publication
 from services.topics import CAMERAS, TOPICS
 from services.wiring import _run_beside
 

@@ -13,7 +13,8 @@ from pipeline.embed import EmbedStage
 from pipeline.errors import SourceUnavailableError
 from pipeline.track.stage import Tracker
 from pipeline.types import BODY, TEXT, Camera, CameraCoverage, Detections, Frame, Sound, Tracklet, Vectors
-from services.ingest import IngestLine, Publication, TrackAndEmbed
+from services.ingest import IngestLine, TrackAndEmbed
+from services.sinks import Publication
 from tests.fakes import COLOURS, ColourLooks, noise
 
 SECOND = 1_000_000_000

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import NotReadyError, StorageFullError
 from pipeline.types import CameraCoverage, CropReference, Tracklet
 from services import wire
-from services.ingest import PatientSink, Publication, TopicSink
+from services.sinks import PatientSink, Publication, TopicSink
 from services.topics import COVERAGE, TRACKLETS
 from tests.fakes import NOON_NS, InMemoryMedia, S, a_tracklet
 

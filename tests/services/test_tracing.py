@@ -26,8 +26,8 @@ from services import tracing, wire
 from services.adapters.sqlite_broker import SqliteBroker
 from services.alert import AlertHandler, alert_worker
 from services.index import IndexHandler, index_worker
-from services.ingest import TopicSink
 from services.query import QueryHandler, query_worker
+from services.sinks import TopicSink
 from services.topics import ALERTS, QUERIES, RANKINGS, TRACKLETS, WATCHES, create_all
 from services.tracing import NoTracer, OpenTelemetryTracer, ids_of, make_tracer, traces_address
 from services.worker import Output, Received, Worker
