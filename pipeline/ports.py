@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -136,6 +136,24 @@ class FaceEncoder(Protocol):
         ...
 
 
+class VoiceEncoder(Protocol):
+    """Who speaks: where there is speech, where several speak at once, and a vector of one voice. Sound is mono float32 (N,) at 16 kHz."""
+
+    space: str
+
+    def activity(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How likely each 32 ms (512 samples; the rest is left out) holds speech, float32 (N // 512,) 0..1."""
+        ...
+
+    def overlap(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How likely two or more speak in each 32 ms, float32 (N // 512,) 0..1."""
+        ...
+
+    def encode(self, samples: NDArray[np.float32]) -> Embedding:
+        """Modality VOICE, its quality 0..1 from length, loudness over noise and band. Raises BadInputError for what holds no voice."""
+        ...
+
+
 class TextEncoder(Protocol):
     """A description to a vector in the text-aligned space of a LookEncoder."""
 
@@ -181,6 +199,11 @@ class TopicSpec:
     retention_ms: int = -1
     retention_bytes: int = -1
     max_message_bytes: int = 1_048_576
+
+    def differences(self, there: TopicSpec) -> str:
+        """What ``there`` has otherwise than this, "retention_ms 3600000, got -1; ..."; empty when nothing."""
+        pairs = ((each.name, getattr(self, each.name), getattr(there, each.name)) for each in fields(self))
+        return "; ".join(f"{name} {wanted}, got {got}" for name, wanted, got in pairs if wanted != got)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pipeline.ports import Broker
-
-TOPIC = "audit"
+from services.topics import AUDIT
 
 
 def record(broker: Broker, action: str, subject: str, issued_by: str, purpose: str, details: Mapping[str, object] | None = None) -> None:
@@ -25,7 +24,7 @@ def record(broker: Broker, action: str, subject: str, issued_by: str, purpose: s
         "purpose": purpose,
         **(details or {}),
     }
-    broker.produce(TOPIC, json.dumps(entry).encode(), key=subject.encode())
+    broker.produce(AUDIT, json.dumps(entry).encode(), key=subject.encode())
     broker.flush()
 
 

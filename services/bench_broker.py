@@ -15,6 +15,7 @@ from pipeline.errors import SettingsError
 from pipeline.ports import TopicPartition, TopicSpec
 from pipeline.types import BODY, TEXT, Attribute, CropReference, Embedding, Tracklet
 from services import wire
+from services.adapters.kafka_bare import bare_consume, bare_produce
 from services.adapters.kafka_broker import KafkaBroker
 from services.settings import Settings
 from services.wiring import kafka_connection
@@ -71,12 +72,12 @@ def _round(settings: Settings, message: bytes, count: int, is_ours_first: bool) 
         broker.create_topics([TopicSpec(topic, PARTITIONS, max_message_bytes=4_194_304)])
         try:
             producers: list[tuple[str, Callable[[], None]]] = [
-                ("bare_produce", lambda: broker.bare_produce(topic, message, count, BATCH)),
+                ("bare_produce", lambda: bare_produce(connection, topic, message, count, BATCH)),
                 ("produce", lambda: _produce(broker, topic, message, count)),
             ]
             consumers: list[tuple[str, Callable[[], None]]] = [
-                ("bare_consume", lambda: broker.bare_consume(topic, 2 * count, BATCH, lambda value: None)),
-                ("bare_consume_decoding", lambda: broker.bare_consume(topic, 2 * count, BATCH, lambda v: wire.decode(Tracklet, v))),
+                ("bare_consume", lambda: bare_consume(connection, topic, 2 * count, BATCH, lambda value: None)),
+                ("bare_consume_decoding", lambda: bare_consume(connection, topic, 2 * count, BATCH, lambda v: wire.decode(Tracklet, v))),
                 ("worker", lambda: _work(broker, topic, is_decoding=False)),
                 ("worker_decoding", lambda: _work(broker, topic, is_decoding=True)),
             ]

@@ -22,6 +22,7 @@ from services import wire
 from services.ingest import IngestLine
 from services.reading import until_end
 from services.topics import CAMERAS
+from services.worker import where
 
 log = logging.getLogger("sightline.cameras")
 
@@ -51,8 +52,7 @@ def take(cameras: dict[str, Camera], message: Message) -> None:
     try:
         camera = wire.decode(Camera, message.value)
     except BadInputError as error:
-        where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
-        log.error("camera left out", extra={"camera": key, "reason": str(error), **where})
+        log.error("camera left out", extra={"camera": key, "reason": str(error), **where([message])})
         return
     cameras[key] = camera
 

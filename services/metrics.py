@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -120,6 +120,16 @@ class Metrics:
         self.batch_seconds = Histogram(
             "sightline_worker_batch_seconds", "One batch, from messages to commit.", ["worker"], buckets=QUERY_SECONDS, registry=on
         )
+        self.api_requests = Counter(
+            "sightline_api_requests", "Requests that the gateway answered.", ["method", "route", "status"], registry=on
+        )
+        self.api_seconds = Histogram(
+            "sightline_api_request_seconds",
+            "Until a request was answered; an endless one: until its answer began.",
+            ["method", "route"],
+            buckets=QUERY_SECONDS,
+            registry=on,
+        )
         self.workers_up = Gauge("sightline_up_workers", "Whether a worker process runs.", ["worker"], registry=on)
         self.build = Gauge("sightline_build_info", "1, with the version of this Sightline.", ["version"], registry=on)
         self.build.labels(version()).set(1)
@@ -213,6 +223,15 @@ class Metrics:
     def spans(self, outcome: str, spans: int) -> None:
         """Spans were sent, or lost."""
         self.trace_spans.labels(outcome).inc(spans)
+
+    def requested(self, method: str, route: str, status: int, seconds: float) -> None:
+        """The gateway answered a request; ``route`` is the pattern, never what was asked."""
+        self.api_requests.labels(method, route, status).inc()
+        self.api_seconds.labels(method, route).observe(seconds)
+
+    def shown(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Show ``value()`` as ``name`` whenever somebody looks."""
+        Gauge(name, meaning, registry=self.registry).set_function(value)
 
     def refused(self) -> None:
         """A query can never be answered; its ranking says why."""

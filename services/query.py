@@ -16,6 +16,8 @@ from services.worker import Output, Received, Worker, where
 
 log = logging.getLogger("sightline.query")
 
+REFUSED = "not answered: "  # begins the note of a query that can never be worked
+
 
 class QueryHandler:
     """Answers queries; every query gets one ranking, an empty one that says why where it could not be worked.
@@ -70,7 +72,7 @@ class QueryHandler:
 
 def refusal(query: Query, error: Exception, elapsed_s: float) -> Ranking:
     """The ranking of a query that cannot be answered: nobody, and why. Whoever waits for it is not left waiting."""
-    return Ranking(query.query_id, (), Coverage(notes=(f"not answered: {error}",)), elapsed_s, is_partial=True)
+    return Ranking(query.query_id, (), Coverage(notes=(f"{REFUSED}{error}",)), elapsed_s, is_partial=True)
 
 
 def query_worker(broker: Broker, handler: QueryHandler, **options: Any) -> Worker:

@@ -21,7 +21,7 @@ from services.index import BATCH, IndexHandler, erased_ids
 from services.reading import until_end
 from services.settings import Settings
 from services.topics import COVERAGE, TRACKLETS
-from services.worker import Received
+from services.worker import Received, where
 
 log = logging.getLogger("sightline.replay")
 
@@ -191,5 +191,4 @@ def _handle(handler: IndexHandler, batch: Sequence[Received]) -> int:
 
 
 def _leave_out(message: Message, error: BadInputError) -> None:
-    where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
-    log.warning("message left out", extra={**where, "reason": str(error)})
+    log.warning("message left out", extra={**where([message]), "reason": str(error)})

@@ -197,7 +197,7 @@ _SHAPES: dict[tuple[str, str], tuple[int | None, ...]] = {
 
 def json_schema(kind: type[Any]) -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of one type that travels (see services/wire.py)."""
-    name = wire._NAMES[kind]
+    name = wire.NAMES[kind]
     _, parts = msgspec.json.schema_components([kind], schema_hook=_array_comes_here, ref_template="#/$defs/{name}")
     for part, schema in parts.items():
         _complete(schema, _types()[part])
@@ -211,7 +211,7 @@ def json_schema(kind: type[Any]) -> dict[str, Any]:
         },
         "type": {"const": name, "description": "What this message is."},
     }
-    about = body["description"] + (_IN_MSGPACK if kind in wire._IN_MSGPACK else "")
+    about = body["description"] + (_IN_MSGPACK if kind in wire.IN_MSGPACK else "")
     schema = {
         "$schema": _DIALECT,
         "title": name,
@@ -484,8 +484,8 @@ def asyncapi() -> dict[str, Any]:
 def _messages(topic: str) -> dict[str, dict[str, Any]]:
     """The messages of a live topic by name."""
     kind = topics.value_type(topic)
-    name = AUDIT_RECORD if kind is None else wire._NAMES[kind]
-    is_packed = kind in wire._IN_MSGPACK
+    name = AUDIT_RECORD if kind is None else wire.NAMES[kind]
+    is_packed = kind in wire.IN_MSGPACK
     message: dict[str, Any] = {
         "name": name,
         "contentType": "application/vnd.msgpack" if is_packed else "application/json",
@@ -583,7 +583,7 @@ def _operation(
 
 def as_files() -> Mapping[str, str]:
     """The published files: path in the repository -> text."""
-    documents = {f"{SCHEMAS}/{name}.json": json_schema(kind) for kind, name in wire._NAMES.items()}
+    documents = {f"{SCHEMAS}/{name}.json": json_schema(kind) for kind, name in wire.NAMES.items()}
     documents[f"{SCHEMAS}/{AUDIT_RECORD}.json"] = audit_schema()
     documents[ASYNCAPI] = asyncapi()
     return {path: json.dumps(document, indent=2, ensure_ascii=False) + "\n" for path, document in documents.items()}

@@ -5,7 +5,6 @@ deploy/topics.toml says the same for people who set up Kafka; ``as_toml`` writes
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from pipeline.archive import JobProgress
@@ -86,12 +85,9 @@ def drift(broker: Broker) -> list[str]:
     if missing:
         wrong.append(f"{len(missing)} of {len(TOPICS)} topics must exist and do not: {', '.join(missing)}")
     for spec in TOPICS:
-        there = present.get(spec.name, spec)
-        differing = [
-            f"{field} {wanted}, got {getattr(there, field)}" for field, wanted in asdict(spec).items() if getattr(there, field) != wanted
-        ]
-        if differing:
-            wrong.append(f"topic {spec.name} must have " + ", ".join(differing))
+        differences = spec.differences(present.get(spec.name, spec))
+        if differences:
+            wrong.append(f"topic {spec.name} must have {differences}")
     return wrong
 
 

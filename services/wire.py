@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 T = TypeVar("T")
 
-_NAMES: dict[type[Any], str] = {
+NAMES: dict[type[Any], str] = {
     Alert: "alert",
     ArchiveJob: "archive-job",
     Camera: "camera",
@@ -34,7 +34,7 @@ _NAMES: dict[type[Any], str] = {
     Tracklet: "tracklet",
     Watch: "watch",
 }
-_IN_MSGPACK = (Tracklet, CameraCoverage)
+IN_MSGPACK = (Tracklet, CameraCoverage)
 _DTYPES = ("<f2", "<f4", "<i8")
 
 
@@ -45,9 +45,9 @@ class _Head(msgspec.Struct):
 
 def encode(value: Any, vector_dtype: str = "<f2") -> bytes:
     """The bytes of a value of one of the travelling types. vector_dtype: <f2 halves a tracklet's vectors, <f4 keeps every bit."""
-    name = _NAMES.get(type(value))
+    name = NAMES.get(type(value))
     if name is None:
-        raise TypeError(f"a value that travels must be one of {', '.join(kind.__name__ for kind in _NAMES)}, got {type(value).__name__}")
+        raise TypeError(f"a value that travels must be one of {', '.join(kind.__name__ for kind in NAMES)}, got {type(value).__name__}")
     if vector_dtype not in ("<f2", "<f4"):
         raise ValueError(f"vector_dtype must be <f2 or <f4, got {vector_dtype!r}")
     body = msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_array_to_map)
@@ -55,17 +55,17 @@ def encode(value: Any, vector_dtype: str = "<f2") -> bytes:
         for embedding in body["embeddings"]:
             embedding["vector"] = _halved(embedding["vector"])
     document = {"schema_version": SCHEMA_VERSION, "type": name, **body}
-    if isinstance(value, _IN_MSGPACK):
+    if isinstance(value, IN_MSGPACK):
         return msgspec.msgpack.encode(document)
     return msgspec.json.encode(document)  # bytes become base64
 
 
 def decode(kind: type[T], data: bytes | None) -> T:
     """The value of type ``kind`` that ``data`` holds; raises SchemaError for damaged bytes, another type or a newer schema."""
-    name = _NAMES[kind]
+    name = NAMES[kind]
     if data is None:
         raise SchemaError(f"a {name} must have bytes, got a tombstone")
-    codec: Any = msgspec.msgpack if kind in _IN_MSGPACK else msgspec.json
+    codec: Any = msgspec.msgpack if kind in IN_MSGPACK else msgspec.json
     try:
         head = codec.decode(data, type=_Head)
         if head.schema_version > SCHEMA_VERSION:

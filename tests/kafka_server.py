@@ -15,6 +15,7 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 KAFKA_VERSION = "4.1.1"
 HEAP = "512m"
@@ -197,3 +198,17 @@ class KafkaServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
+
+
+def forget_topics(bootstrap: str, before: set[str]) -> None:
+    """Remove what the test made, so that the next one meets an empty Kafka."""
+    from kafka import KafkaAdminClient
+
+    admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
+    made = [t["name"] for t in admin.describe_topics() if not t.get("is_internal") and t["name"] not in before]
+    if made:
+        admin.delete_topics(made)
+    groups = [group["group_id"] for group in admin.list_groups()]
+    if groups and not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        admin.delete_groups(groups)
+    admin.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +88,7 @@ class KafkaBroker:
             if there is None:
                 raise NotReadyError(f"Kafka at {self._servers} has not made topic {spec.name} yet")
             if there != spec:
-                raise SettingsError(f"topic {spec.name} must have {_differences(spec, there)}")
+                raise SettingsError(f"topic {spec.name} must have {spec.differences(there)}")
 
     def topics(self) -> Mapping[str, TopicSpec]:
         with self._lock, plain_errors(self._servers):
@@ -251,35 +250,6 @@ class KafkaBroker:
             for group, offsets in found.items()
         }
 
-    # for the bench: what the client does without us
-
-    def bare_produce(self, topic: str, value: bytes, count: int, batch: int) -> None:
-        """``count`` messages by the client alone, acknowledged after each ``batch``."""
-        with plain_errors(self._servers):
-            producer = kafka.KafkaProducer(
-                **self._connection.options(), acks="all", linger_ms=5, batch_size=BATCH_BYTES, metrics_enabled=False
-            )
-            for number in range(count):
-                producer.send(topic, value, b"camera-%d" % (number % 16))
-                if number % batch == batch - 1:
-                    producer.flush()
-            producer.flush()
-            producer.close()
-
-    def bare_consume(self, topic: str, count: int, batch: int, use: Callable[[bytes], object]) -> None:
-        """``count`` messages by a group member of the client alone, committed after each ``batch``."""
-        with plain_errors(self._servers):
-            options = self._connection.options() | {"auto_offset_reset": "earliest", "enable_auto_commit": False, "metrics_enabled": False}
-            consumer = kafka.KafkaConsumer(topic, **options, group_id=f"bare-{uuid.uuid4().hex[:8]}")
-            taken = 0
-            while taken < count:
-                for records in consumer.poll(1_000, max_records=batch).values():
-                    for record in records:
-                        use(record.value)
-                    taken += len(records)
-                consumer.commit()
-            consumer.close()
-
     def delete_topics(self, topics: Sequence[str]) -> None:
         """Remove topics for good."""
         with self._lock, plain_errors(self._servers):
@@ -336,19 +306,3 @@ def _described(admin: Any, names: Sequence[str]) -> dict[str, dict[str, str]]:
     resources = [ConfigResource(ConfigResourceType.TOPIC, name, configs=dict.fromkeys(kinds)) for name in names]
     found = admin.describe_configs(resources, config_filter="all")
     return {name: {key: entry["value"] for key, entry in values.items()} for name, values in found.get("topic", {}).items()}
-
-
-def _differences(wanted: TopicSpec, there: TopicSpec) -> str:
-    names = {
-        "partitions": "partitions",
-        "cleanup": "cleanup.policy",
-        "retention_ms": "retention.ms",
-        "retention_bytes": "retention.bytes",
-        "max_message_bytes": "max.message.bytes",
-    }
-    wrong = [
-        f"{word} {getattr(wanted, field)}, got {getattr(there, field)}"
-        for field, word in names.items()
-        if getattr(wanted, field) != getattr(there, field)
-    ]
-    return "; ".join(wrong)

@@ -70,7 +70,7 @@ class SqliteBroker:
                 elif replace(there, max_message_bytes=spec.max_message_bytes) == spec and spec.max_message_bytes > there.max_message_bytes:
                     self._connection.execute("UPDATE topics SET max_message_bytes = ? WHERE name = ?", (spec.max_message_bytes, spec.name))
                 elif there != spec:
-                    raise SettingsError(f"topic {spec.name} must have the settings it was created with: {there}, got {spec}")
+                    raise SettingsError(f"topic {spec.name} must have {spec.differences(there)}: choose a new data folder")
         self._specs = {}
 
     def _is_unused(self, topic: str) -> bool:

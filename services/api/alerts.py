@@ -15,6 +15,7 @@ from pipeline.ports import Message
 from pipeline.types import Alert
 from services import wire
 from services.topics import ALERTS
+from services.worker import where
 
 log = logging.getLogger("sightline.api")
 
@@ -74,8 +75,7 @@ class AlertLog:
             try:
                 alert = wire.decode(Alert, message.value)
             except BadInputError as error:
-                where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
-                log.error("alert left out", extra={"reason": str(error), **where})
+                log.error("alert left out", extra={"reason": str(error), **where([message])})
                 continue
             if alert.tracklet_id not in self._erased:
                 self._kept.append(

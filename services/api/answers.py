@@ -13,14 +13,15 @@ from pipeline.errors import BadInputError, NotFoundError
 from pipeline.ports import Message, TopicPartition
 from pipeline.types import Query, Ranking
 from services import wire
+from services.query import REFUSED
 from services.topics import QUERIES
+from services.worker import where
 
 log = logging.getLogger("sightline.api")
 
 KEPT_ANSWERS, KEPT_BYTES, KEPT_S = 1_000, 64 * 2**20, 900.0
 LAG_S = 600.0  # the longest deadline: a query older than that keeps nobody waiting any more
 LAG_QUERIES = 10_000  # remembered per partition
-REFUSED = "not answered: "  # how a query worker begins the note of a query that it cannot work (services/query.py)
 
 
 @dataclass(slots=True)
@@ -97,8 +98,7 @@ class Answers:
                 else:
                     self._take_ranking(wire.decode(Ranking, message.value))
             except BadInputError:  # its text may hold what somebody looked for
-                where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
-                log.error("message left out: it does not decode", extra=where)
+                log.error("message left out: it does not decode", extra=where([message]))
         self._tidy()
 
     def _take_query(self, message: Message, query: Query) -> None:

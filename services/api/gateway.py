@@ -32,7 +32,7 @@ from services.api.bodies import SearchBody, Waiting, WatchBody, WatchView, body_
 from services.api.follow import ALL, Feed, Link, OpenBroker
 from services.api.known import Known
 from services.api.refusals import RefusedError, busy, not_ready, refusal_of
-from services.api.tally import Tally
+from services.metrics import Metrics
 from services.settings import Settings
 from services.topics import ALERTS, CAMERAS, COVERAGE, ERASURES, QUERIES, RANKINGS, WATCHES
 from services.tracing import TRACEPARENT, Headers, NoTracer, Tracer
@@ -75,7 +75,7 @@ class Gateway:
         open_broker: OpenBroker,
         media: MediaStore,
         on_failure: Callable[[], None],
-        tally: Tally | None = None,
+        metrics: Metrics | None = None,
         alerts: AlertLog | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -97,11 +97,11 @@ class Gateway:
         self._lag, self._lag_at_s, self._looking = 0, float("-inf"), asyncio.Lock()
         self._is_released = False
         self._tracer: Tracer = tracer or NoTracer()
-        self._tally = tally or Tally()
-        self._tally.gauge("waiting_searches", "Searches that wait for their ranking.", lambda: self._waiting)
-        self._tally.gauge("streams", "Open streams of alerts.", lambda: self._alerts.listeners)
-        self._tally.gauge("query_lag_messages", "Queries not yet answered, when last looked up.", lambda: self._lag)
-        self._tally.gauge("broker_up", "Whether every topic is followed.", lambda: not self._link.reasons())
+        self._metrics = metrics or Metrics()
+        self._metrics.shown("sightline_api_waiting_searches", "Searches that wait for their ranking.", lambda: self._waiting)
+        self._metrics.shown("sightline_api_streams", "Open streams of alerts.", lambda: self._alerts.listeners)
+        self._metrics.shown("sightline_api_query_lag_messages", "Queries not yet answered, when last looked up.", lambda: self._lag)
+        self._metrics.shown("sightline_api_broker_up", "Whether every topic is followed.", lambda: not self._link.reasons())
 
     @property
     def failure(self) -> BaseException | None:
@@ -156,7 +156,7 @@ class Gateway:
             response = self._refused(error, served.path, name)
         response.headers.update(HEADERS)
         seconds = time.monotonic() - started_s
-        self._tally.answered(served.method, served.path, response.status_code, seconds)
+        self._metrics.requested(served.method, served.path, response.status_code, seconds)
         level = logging.DEBUG if not served.role else logging.INFO  # probes would fill the log
         facts = {"method": served.method, "route": served.path, "status": response.status_code, "ms": round(seconds * 1000), "client": name}
         log.log(level, "answered", extra=facts)
@@ -179,7 +179,7 @@ class Gateway:
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        self._tally.answered("-", "-", error.status_code, 0.0)
+        self._metrics.requested("-", "-", error.status_code, 0.0)
         says = "this path does not take that method" if error.status_code == 405 else "no such path; deploy/openapi.json lists them"
         return _json({"error": says}, error.status_code, {**(error.headers or {}), **HEADERS})
 
@@ -323,7 +323,7 @@ class Gateway:
 
     async def get_metrics(self, request: Request, client: Client) -> Response:
         """Prometheus metrics."""
-        body, kind = self._tally.render()
+        body, kind = self._metrics.render()
         return Response(body, headers={"Content-Type": kind})
 
 

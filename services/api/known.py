@@ -13,6 +13,7 @@ from services import wire
 from services.api.bodies import CameraView, GapView, WatchView, moment
 from services.cameras import take
 from services.topics import CAMERAS, WATCHES
+from services.worker import where
 
 log = logging.getLogger("sightline.api")
 
@@ -41,8 +42,7 @@ class Known:
                 elif message.value is not None:
                     self._take_account(wire.decode(CameraCoverage, message.value))
             except BadInputError as error:
-                where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
-                log.error("message left out", extra={"reason": str(error), **where})
+                log.error("message left out", extra={"reason": str(error), **where([message])})
 
     def _take_watch(self, message: Message) -> None:
         self._watches.pop((message.key or b"").decode(errors="replace"), None)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,7 @@ from services.adapters.kafka_broker import KafkaBroker
 from services.adapters.kafka_client import KafkaConnection
 from services.adapters.sqlite_broker import SqliteBroker
 from tests.contracts.broker_contract import BrokerContract
+from tests.kafka_server import forget_topics
 
 SESSION_TIMEOUT_S = 1.2
 KAFKA_SESSION_TIMEOUT_S = 2.0
@@ -99,21 +98,7 @@ def connect(adapter: Adapter, request: pytest.FixtureRequest) -> Iterator[Callab
     for client in clients:
         client.close()
     if adapter is ADAPTERS["kafka"]:
-        _forget(request.getfixturevalue("kafka_bootstrap"), before)
-
-
-def _forget(bootstrap: str, before: set[str]) -> None:
-    """Remove what the test made, so that the next one meets an empty Kafka."""
-    from kafka import KafkaAdminClient
-
-    admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
-    made = [t["name"] for t in admin.describe_topics() if not t.get("is_internal") and t["name"] not in before]
-    if made:
-        admin.delete_topics(made)
-    groups = [group["group_id"] for group in admin.list_groups()]
-    if groups and not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-        admin.delete_groups(groups)
-    admin.close()
+        forget_topics(request.getfixturevalue("kafka_bootstrap"), before)
 
 
 @pytest.fixture

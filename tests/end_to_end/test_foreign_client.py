@@ -24,8 +24,8 @@ from services.adapters.kafka_broker import KafkaBroker
 from services.adapters.kafka_client import KafkaConnection
 from services.query import QueryHandler, query_worker
 from services.reading import until_end
-from tests.contracts.test_broker_contract import _forget
 from tests.fakes import InMemoryGallery, WordTextEncoder, a_tracklet, embedding
+from tests.kafka_server import forget_topics
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 
@@ -39,7 +39,7 @@ def broker(kafka_bootstrap: str) -> Iterator[KafkaBroker]:
     _wait_until_led(broker)
     yield broker
     broker.close()
-    _forget(kafka_bootstrap, before)
+    forget_topics(kafka_bootstrap, before)
 
 
 def _wait_until_led(broker: KafkaBroker, longest_s: float = 30.0) -> None:

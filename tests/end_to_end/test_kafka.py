@@ -23,9 +23,8 @@ from services.adapters.kafka_client import KafkaConnection
 from services.dead_letters import FACTS
 from services.reading import until_end
 from services.topics import COVERAGE, TOPICS, TRACKLETS, dead_letter_topic
-from tests.contracts.test_broker_contract import _forget
 from tests.fakes import a_tracklet, embedding
-from tests.kafka_server import KafkaServer, free_port
+from tests.kafka_server import KafkaServer, forget_topics, free_port
 
 SETTINGS, NOT_READY = 2, 4
 STOPS_WITHIN_S = 10.0
@@ -44,7 +43,7 @@ def broker(kafka_bootstrap: str) -> Iterator[KafkaBroker]:
     with closing(KafkaBroker(KafkaConnection(kafka_bootstrap))) as opened:
         before = set(opened.topics())
         yield opened
-    _forget(kafka_bootstrap, before)
+    forget_topics(kafka_bootstrap, before)
 
 
 def said(line: Any, code: int, *arguments: str | Path, **environment: str) -> str:

@@ -106,7 +106,7 @@ def test_the_schema_version_comes_first_and_the_type_second(value: Any) -> None:
 
 
 def test_every_travelling_type_is_tested_here() -> None:
-    assert {type(value) for value in VALUES} == set(wire._NAMES)
+    assert {type(value) for value in VALUES} == set(wire.NAMES)
 
 
 def test_golden_bytes_of_an_alert() -> None:

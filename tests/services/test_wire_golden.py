@@ -108,10 +108,10 @@ def golden(name: str) -> bytes:
 
 
 def test_every_travelling_type_has_its_golden_bytes_and_no_other_has() -> None:
-    assert {wire._NAMES[type(value)]: value for value in VALUES.values()} == VALUES
-    packed = {wire._NAMES[kind] for kind in wire._IN_MSGPACK}
+    assert {wire.NAMES[type(value)]: value for value in VALUES.values()} == VALUES
+    packed = {wire.NAMES[kind] for kind in wire.IN_MSGPACK}
     assert sorted(file.name for file in FOLDER.iterdir()) == sorted(
-        f"{name}.{'msgpack' if name in packed else 'json'}" for name in wire._NAMES.values()
+        f"{name}.{'msgpack' if name in packed else 'json'}" for name in wire.NAMES.values()
     )
 
 
