@@ -22,7 +22,7 @@ import numpy as np
 from pipeline import types
 from pipeline.archive import JobProgress
 from pipeline.ports import TopicSpec
-from pipeline.types import MODALITIES, Probe
+from pipeline.types import MODALITIES, Probe, Query
 from services import topics, wire
 from services.worker import ERROR_HEADER_CHARACTERS
 
@@ -117,6 +117,8 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "started_at_ns": "When the person came.",
         "ended_at_ns": "When the person went.",
         "score": "Calibrated 0..1.",
+        "path": "The steps that led here, where the probe alone would not have.",
+        "identity_id": "The identity it was linked into; empty: none.",
     },
     "Probe": {
         "kind": "text, speech (words from a recogniser), portrait, look-alike, tracklet or voice.",
@@ -128,6 +130,7 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "probes": "What is known about the person.",
         "window": "Where and when to look; nothing: everywhere and always.",
         "top_k": "Most matches.",
+        "steps": "A face, a voice or a tracklet leads on from match to match at most so often; 0: only what the probes find themselves.",
         "deadline_s": "Seconds from the message's timestamp; what is not searched by then is left out and the ranking says so.",
     },
     "Ranking": {
@@ -135,6 +138,19 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "coverage": "What the answer rests on.",
         "elapsed_s": "Seconds from question to answer.",
         "is_partial": "Whether the deadline passed, a part of the index did not answer, or the query was refused (see coverage.notes).",
+        "sightings": "The same matches put together by person, best first.",
+    },
+    "Sighting": {
+        "identity_id": "The identity; empty: nothing was linked.",
+        "score": "Of the best match, calibrated 0..1.",
+        "visits": "The way over the cameras, by time.",
+    },
+    "Step": {
+        "from_tracklet": "Where the step began; empty: the probe.",
+        "modality": "What led on: face, voice or body.",
+        "similarity": "Its cosine, -1..1.",
+        "gap_s": "Time between the two in seconds; 0: they overlap, or the step begins at the probe.",
+        "probability": "That both ends show one person, 0..1.",
     },
     "Tracklet": {
         "revision": "Rises; the highest replaces the others.",
@@ -148,6 +164,12 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "is_closed": "Whether the run has ended.",
         "model_versions": "The models that made it.",
         "zones": "The camera's zones that the feet touched.",
+    },
+    "Visit": {
+        "camera_id": "The camera.",
+        "from_ns": "When the stay began.",
+        "to_ns": "When it ended, not before from_ns.",
+        "tracklet_ids": "Its tracklets, by time.",
     },
     "Watch": {
         "watch_id": "Chosen by whoever sets it, unique; the key.",
@@ -173,7 +195,10 @@ _LIMITS: dict[tuple[str, str], dict[str, Any]] = {  # what the types refuse
     ("Probe", "kind"): {"enum": list(Probe.KINDS)},
     ("Probe", "weight"): {"exclusiveMinimum": 0},
     ("Query", "probes"): {"minItems": 1},
+    ("Query", "steps"): {"minimum": 0, "maximum": Query.MOST_STEPS},
     ("Query", "top_k"): {"minimum": 1},
+    ("Sighting", "score"): _FRACTION,
+    ("Step", "probability"): _FRACTION,
     ("Tracklet", "revision"): {"minimum": 1},
     ("Watch", "probes"): {"minItems": 1},
     ("Watch", "threshold"): _FRACTION,

@@ -9,12 +9,15 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.calibration import Calibration, score
+from pipeline.calibration import MAX_LOG_ODDS, Calibration, score
 from pipeline.errors import DeadlineExceededError, SpaceMismatchError
+from pipeline.evidence import LONG_TERM
 from pipeline.ports import Gallery, TextEncoder
 from pipeline.probes import Part, reasons, resolve
-from pipeline.search.fusion import Fused, in_order, similarities_to
-from pipeline.types import FACE, Coverage, Filter, Match, Query, Ranking, Tracklet
+from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
+from pipeline.search.progressive import Found, Walker, is_seen, path_in_words
+from pipeline.search.trajectory import visits
+from pipeline.types import FACE, Coverage, Filter, Match, Query, Ranking, Sighting, Step, Tracklet
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
@@ -28,6 +31,18 @@ class Counts(Protocol):
 
     def count(self, window: Filter) -> int:
         """How many tracklets the window holds."""
+        ...
+
+
+class Identities(Protocol):
+    """What was linked before the question was asked."""
+
+    def identity_of(self, tracklet_ids: Sequence[str]) -> Mapping[str, str]:
+        """Tracklet id -> identity id, of those that belong to one."""
+        ...
+
+    def members(self, identity_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Identity id -> the ids of its tracklets."""
         ...
 
 
@@ -45,6 +60,7 @@ class SearchStage:
     """Answers queries from the identity index.
 
     gallery: the index; text: encoder of descriptions, None when there is none; calibration: cosine to odds per space;
+    walker: leads from matches of a face, a voice or a tracklet on to others, None: the probe alone; identities: what was linked before;
     clock: seconds, rising, for the deadline.
     """
 
@@ -54,8 +70,12 @@ class SearchStage:
         text: TextEncoder | None,
         calibration: Calibration | None = None,
         clock: Callable[[], float] = time.monotonic,
+        walker: Walker | None = None,
+        identities: Identities | None = None,
     ) -> None:
         self._gallery = gallery
+        self._walker = walker
+        self._identities = identities
         self._text = text
         self._calibration = calibration or Calibration.default()
         self._clock = clock
@@ -73,9 +93,15 @@ class SearchStage:
         parts, hits = self._ask(run, resolved.parts, len(resolved.own_tracklets))
         candidates = self._candidates(run, parts, hits, resolved.own_tracklets)
         fused = in_order(parts, similarities_to(parts, hits, candidates), self._calibration) if candidates else None
-        matches = self._matches(run, parts, fused, candidates) if fused else ()
+        paths: dict[str, Found] = {}
+        if fused and self._walker and query.steps > 0 and (resolved.own_tracklets or _asks_for_somebody(parts)):
+            paths = self._walk(run, self._walker, parts, fused, candidates, resolved.own_tracklets)
+            candidates |= {tracklet_id: found.tracklet for tracklet_id, found in paths.items()}
+            fused = with_paths(in_order(parts, similarities_to(parts, hits, candidates), self._calibration), paths)
+        matches = self._matches(run, parts, fused, candidates, paths) if fused else ()
+        sightings = self._sightings(matches, candidates)
         coverage = self._coverage(run, parts)
-        return Ranking(query.query_id, matches, coverage, self._clock() - run.started_s, run.is_partial)
+        return Ranking(query.query_id, matches, coverage, self._clock() - run.started_s, run.is_partial, sightings)
 
     def _ask(self, run: _Run, parts: Sequence[Part], left_out: int) -> tuple[list[Part], list[Mapping[str, float]]]:
         """The parts that could be asked and what the index answered to each, id -> cosine; nothing for negative parts."""
@@ -112,12 +138,51 @@ class SearchStage:
             chosen = chosen[: run.query.top_k]
         return {tracklet.tracklet_id: tracklet for tracklet in self._gallery.tracklets(chosen)}
 
-    def _matches(self, run: _Run, parts: Sequence[Part], fused: Fused, candidates: Mapping[str, Tracklet]) -> tuple[Match, ...]:
+    def _walk(
+        self,
+        run: _Run,
+        walker: Walker,
+        parts: Sequence[Part],
+        fused: Fused,
+        candidates: Mapping[str, Tracklet],
+        own_tracklets: frozenset[str],
+    ) -> dict[str, Found]:
+        """Who is found by steps from those that the probe found itself, by id; only paths of more than one step."""
+        starts = []
+        for row, tracklet_id in enumerate(fused.tracklet_ids):
+            similarities = best_by_modality(parts, fused.similarities[row])
+            if similarities:
+                modality = next((each for each in LONG_TERM if each in similarities), next(iter(similarities)))
+                probability = score(float(fused.log_odds[row]))
+                step = Step("", modality, similarities[modality], 0.0, probability)
+                starts.append(Found(candidates[tracklet_id], probability, (step,)))
+        lasting = [part for part in parts if part.embedding.modality in LONG_TERM and not part.is_negative]
+
+        def objection(tracklet: Tracklet) -> float:
+            said = [self._curve(part, stored_similarity(part, tracklet)) for part in lasting]
+            return min([0.0, *(odds for odds in said if odds == odds)])
+
+        found, notes = walker.walk(
+            starts, run.query.window, run.query.steps, objection, lambda: self._is_late(run, "the walk from match to match was over")
+        )
+        run.notes.extend(notes)
+        return {each.tracklet.tracklet_id: each for each in found if len(each.path) > 1 and each.tracklet.tracklet_id not in own_tracklets}
+
+    def _curve(self, part: Part, cosine: float) -> float:
+        return float(self._calibration.log_odds(part.embedding.modality, part.embedding.space, cosine, part.is_picture))
+
+    def _matches(
+        self, run: _Run, parts: Sequence[Part], fused: Fused, candidates: Mapping[str, Tracklet], paths: Mapping[str, Found]
+    ) -> tuple[Match, ...]:
+        chosen = fused.tracklet_ids[: run.query.top_k]
+        identity_of = self._identities.identity_of(chosen) if self._identities is not None else {}
         matches = []
-        for row, tracklet_id in enumerate(fused.tracklet_ids[: run.query.top_k]):
+        for row, tracklet_id in enumerate(chosen):
             tracklet = candidates[tracklet_id]
             similarities = fused.similarities[row]  # (P,)
             text = None if self._is_late(run, "the reasons of some matches") else self._text
+            path = paths[tracklet_id].path if tracklet_id in paths else ()
+            told = (path_in_words(path),) if path else ()
             matches.append(
                 Match(
                     rank=row + 1,
@@ -127,11 +192,29 @@ class SearchStage:
                     ended_at_ns=tracklet.ended_at_ns,
                     score=score(float(fused.log_odds[row])),
                     similarities=best_by_modality(parts, similarities),
-                    why=reasons(parts, similarities.tolist(), tracklet.attributes, text) + _seen(tracklet),
+                    why=told + reasons(parts, similarities.tolist(), tracklet.attributes, text) + _seen(tracklet),
                     crops=tracklet.crops,
+                    path=path,
+                    identity_id=identity_of.get(tracklet_id, ""),
                 )
             )
         return tuple(matches)
+
+    def _sightings(self, matches: Sequence[Match], candidates: Mapping[str, Tracklet]) -> tuple[Sighting, ...]:
+        """The matches by person: those of one identity, and those that a path joins."""
+        groups = by_person(matches)
+        linked = sorted({match.identity_id for match in matches if match.identity_id})
+        members = self._identities.members(linked) if self._identities is not None and linked else {}
+        missing = [each for ids in members.values() for each in ids if each not in candidates]
+        known = dict(candidates) | {each.tracklet_id: each for each in self._gallery.tracklets(missing)}
+        made = []
+        for group in groups:
+            identity_id = next((match.identity_id for match in group if match.identity_id), "")
+            ids = dict.fromkeys([match.tracklet_id for match in group])
+            for each in {match.identity_id for match in group if match.identity_id}:
+                ids |= dict.fromkeys(members.get(each, ()))
+            made.append(Sighting(identity_id, group[0].score, visits(known[each] for each in ids if each in known)))
+        return tuple(made)
 
     def _coverage(self, run: _Run, parts: Sequence[Part]) -> Coverage:
         """What was searched, and what was asked for but is not there."""
@@ -171,6 +254,45 @@ class SearchStage:
         return True
 
 
+def _asks_for_somebody(parts: Sequence[Part]) -> bool:
+    """Whether a face or a voice was given: words and clothes describe many people, and would lead from one to the next."""
+    return any(part.embedding.modality in LONG_TERM and not part.is_negative for part in parts)
+
+
+def with_paths(fused: Fused, paths: Mapping[str, Found]) -> Fused:
+    """The candidates in the order of what the probe or a path says of them, whichever says more: a path has heard the probe's objection."""
+    odds = fused.log_odds.copy()
+    for row, tracklet_id in enumerate(fused.tracklet_ids):
+        if tracklet_id in paths:
+            probability = paths[tracklet_id].probability
+            led = float(np.clip(np.log(probability / max(1.0 - probability, 1e-9)), -MAX_LOG_ODDS, MAX_LOG_ODDS))
+            is_compared = bool(np.isfinite(fused.similarities[row]).any())
+            odds[row] = max(led, odds[row]) if is_compared else led
+    order = np.argsort(-np.round(odds, 9), kind="stable")
+    return Fused(tuple(fused.tracklet_ids[row] for row in order), odds[order], fused.similarities[order])
+
+
+def by_person(matches: Sequence[Match]) -> list[list[Match]]:
+    """Matches grouped by identity and by the paths that join them, best first."""
+    group_of: dict[str, int] = {}
+    groups: list[list[Match]] = []
+    for match in matches:  # best first: what a path began with stands before it, unless it was cut off
+        keys = [f"tracklet {match.tracklet_id}", *(f"tracklet {step.from_tracklet}" for step in match.path if step.from_tracklet)]
+        keys += [f"identity {match.identity_id}"] if match.identity_id else []
+        known = sorted({group_of[key] for key in keys if key in group_of})
+        if not known:
+            known = [len(groups)]
+            groups.append([])
+        first = known[0]
+        groups[first].append(match)
+        for other in known[1:]:
+            groups[first] += groups[other]
+            groups[other] = []
+            group_of.update({key: first for key, group in group_of.items() if group == other})
+        group_of.update(dict.fromkeys(keys, first))
+    return [sorted(group, key=lambda match: match.rank) for group in groups if group]
+
+
 def best_by_modality(
     parts: Sequence[Part], similarities: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> dict[str, float]:
@@ -189,5 +311,7 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def _seen(tracklet: Tracklet) -> tuple[str, ...]:
+    if not is_seen(tracklet):
+        return (f"heard for {tracklet.duration_s:.1f} s, not seen",)
     face = tracklet.embedding(FACE)
     return (f"seen for {tracklet.duration_s:.1f} s" + (", with face" if face is not None else ""),)

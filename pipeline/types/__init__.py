@@ -8,7 +8,7 @@ from pipeline.types.embedding import BODY, FACE, MODALITIES, TEXT, VOICE, Embedd
 from pipeline.types.erasure import Erasure
 from pipeline.types.frame import Camera, Frame, Sound
 from pipeline.types.query import Filter, Probe, Query
-from pipeline.types.ranking import Match, Ranking
+from pipeline.types.ranking import Match, Ranking, Sighting, Step, Visit
 from pipeline.types.tracklet import Attribute, CropReference, Tracklet
 from pipeline.types.watch import Watch
 
@@ -35,8 +35,11 @@ __all__ = [
     "Probe",
     "Query",
     "Ranking",
+    "Sighting",
     "Sound",
+    "Step",
     "Tracklet",
     "Vectors",
+    "Visit",
     "Watch",
 ]

@@ -57,7 +57,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A search: probes, window, how many matches, until when, who asks and why."""
+    """A search: probes, window, how many matches, until when, who asks and why.
+
+    steps: a face, a voice or a tracklet leads on from match to match at most so often; 0: only what the probes find themselves.
+    """
 
     query_id: str
     probes: tuple[Probe, ...]
@@ -66,6 +69,9 @@ class Query:
     deadline_s: float = 10.0
     issued_by: str = ""
     purpose: str = ""
+    steps: int = 3
+
+    MOST_STEPS: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
         if not self.probes:
@@ -73,3 +79,5 @@ class Query:
         storable(self.top_k, "Query.top_k")
         if self.top_k < 1:
             raise ValueError(f"Query.top_k must be 1 or more, got {self.top_k}")
+        if not 0 <= self.steps <= Query.MOST_STEPS:
+            raise ValueError(f"Query.steps must be 0 to {Query.MOST_STEPS}, got {self.steps}")

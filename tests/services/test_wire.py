@@ -28,7 +28,10 @@ from pipeline.types import (
     Probe,
     Query,
     Ranking,
+    Sighting,
+    Step,
     Tracklet,
+    Visit,
     Watch,
 )
 from services import wire
@@ -67,10 +70,11 @@ VALUES: list[Any] = [
     Query("q1", PROBES, Filter(1, 2, ("north",), ("gate",)), 5, 2.5, "anna", "missing child"),
     Ranking(
         "q1",
-        (Match(1, "t1", "north", 1, 2, 0.5, {"body": 0.25}, ("red: yes",), (CROP,)),),
+        (Match(1, "t1", "north", 1, 2, 0.5, {"body": 0.25}, ("red: yes",), (CROP,), (Step("", "face", 0.7, 0.0, 0.9),), "p1"),),
         Coverage((ACCOUNT,), ("osnet@1",), 7, ("one camera missing",)),
         0.1,
         True,
+        (Sighting("p1", 0.5, (Visit("north", 1, 2, ("t1",)),)),),
     ),
     Watch("w1", PROBES, 0.7, ("north",), ("gate",), 1, 2, "anna", "missing child", ("bert",), False),
     Alert("a1", "w1", "t1", 2, "north", 1, 2, 0.9, 0.7, {"face": 0.8}, ("red: yes",), (CROP,)),

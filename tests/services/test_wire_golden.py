@@ -33,7 +33,10 @@ from pipeline.types import (
     Probe,
     Query,
     Ranking,
+    Sighting,
+    Step,
     Tracklet,
+    Visit,
     Watch,
 )
 from services import wire
@@ -74,13 +77,20 @@ VALUES: dict[str, Any] = {
     "coverage": ACCOUNT,
     "erasure": Erasure("3a0d6d36cc429d91", NOON_NS),
     "job-progress": JobProgress("0123456789abcdef01234567", 2, "failed", "host:7", 4, 'no "video"\n'),
-    "query": Query("q1", PROBES, Filter(1, NOON_NS, ("nord",), ("gate",)), 5, 2.5, "Änne", "missing child"),
+    "query": Query("q1", PROBES, Filter(1, NOON_NS, ("nord",), ("gate",)), 5, 2.5, "Änne", "missing child", 2),
     "ranking": Ranking(
         "q1",
-        (Match(1, "3a0d6d36cc429d91", "nord", NOON_NS, LATER_NS, 0.5, {"body": -0.25}, ("red: yes",), (CROP,)),),
+        (
+            Match(
+                *(1, "3a0d6d36cc429d91", "nord", NOON_NS, LATER_NS, 0.5, {"body": -0.25}, ("red: yes",), (CROP,)),
+                (Step("", "face", 0.75, 0.0, 0.9), Step("77", "body", 0.5, 2400.0, 0.625)),
+                "identity-77",
+            ),
+        ),
         Coverage((ACCOUNT,), ("osnet@1",), 7, ("one camera missing",)),
         0.125,
         True,
+        (Sighting("identity-77", 0.5, (Visit("nord", NOON_NS, LATER_NS, ("3a0d6d36cc429d91",)),)),),
     ),
     "tracklet": Tracklet(
         "3a0d6d36cc429d91",
@@ -134,6 +144,16 @@ def test_a_message_of_the_next_schema_version_is_refused_though_all_else_is_as_i
     assert golden(name).count(old) == 1
     with pytest.raises(SchemaError, match=f"schema_version {this} or lower, got {following}: a newer Sightline"):
         wire.decode(type(VALUES[name]), golden(name).replace(old, new))
+
+
+def test_a_ranking_and_a_query_from_before_there_were_paths_are_still_read() -> None:
+    ranking = json.loads(golden("ranking"))
+    del ranking["sightings"], ranking["matches"][0]["path"], ranking["matches"][0]["identity_id"]
+    old = wire.decode(Ranking, json.dumps(ranking).encode())
+    assert (old.sightings, old.matches[0].path, old.matches[0].identity_id) == ((), (), "")
+    query = json.loads(golden("query"))
+    del query["steps"]
+    assert wire.decode(Query, json.dumps(query).encode()).steps == Query("q", PROBES).steps
 
 
 def test_a_tracklet_carries_its_arrays_as_raw_little_endian_bytes_and_its_vectors_in_16_bits() -> None:
