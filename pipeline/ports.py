@@ -14,10 +14,15 @@ from pipeline.types import (
     Camera,
     CameraCoverage,
     CropReference,
+    Decision,
     Detections,
     Embedding,
     Filter,
     Frame,
+    Identity,
+    IdentityEvent,
+    Link,
+    Reembedding,
     Sound,
     Tracklet,
     Vectors,
@@ -118,12 +123,16 @@ class LookEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """A face in a picture: box in its pixels, confidence 0..1, quality 0..1 (size, sharpness, pose), its vector, or None below the gate."""
+    """A face in a picture: box in its pixels, confidence 0..1, quality 0..1 (size, sharpness, pose), its vector, or None below the gate.
+
+    flaw: what closed the gate, "blurred".
+    """
 
     xyxy: NDArray[np.float32]
     confidence: float
     quality: float
     embedding: Embedding | None
+    flaw: str = ""
 
 
 class FaceEncoder(Protocol):
@@ -151,6 +160,28 @@ class VoiceEncoder(Protocol):
 
     def encode(self, samples: NDArray[np.float32]) -> Embedding:
         """Modality VOICE, its quality 0..1 from length, loudness over noise and band. Raises BadInputError for what holds no voice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """The upper part of a person in one frame: grey uint8 (h, w); left, top: its corner in frame pixels; scale: frame pixels per pixel."""
+
+    at_ns: int
+    grey: NDArray[np.uint8]
+    left: float
+    top: float
+    scale: float = 1.0
+
+
+class LipReader(Protocol):
+    """How a mouth moves."""
+
+    def read(self, heads: Sequence[Head]) -> NDArray[np.float32]:
+        """How much the mouth changed since the picture before, in grey levels, float32 (K,) for K pictures of one person in time order.
+
+        nan for the first, and where no face large enough was seen.
+        """
         ...
 
 
@@ -309,7 +340,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class IndexStatistics:
-    """What the index holds: tracklets, vectors per embedding space, cameras, first and last time, segments, bytes on disk."""
+    """What the index holds: tracklets, vectors per embedding space, cameras, first and last time, segments, bytes on disk.
+
+    by_modality: modality -> space -> vectors.
+    """
 
     tracklets: int
     vectors: Mapping[str, int]
@@ -318,6 +352,7 @@ class IndexStatistics:
     to_ns: int
     segments: int
     bytes_on_disk: int
+    by_modality: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -328,6 +363,13 @@ class Gallery(Protocol):
         """Write tracklets durably; a revision not above the stored one is ignored. Gives how many were written.
 
         Raises StorageFullError, ReadOnlyStorageError; BadInputError for a vector whose dimension differs from its space's.
+        """
+        ...
+
+    def add_embeddings(self, added: Sequence[Reembedding]) -> int:
+        """Put another model's vectors beside those of stored tracklets; gives how many were written.
+
+        A tracklet that is not stored, or in another revision, is left as it is. What the same space held of it before is replaced.
         """
         ...
 
@@ -375,3 +417,114 @@ class MediaStore(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------- identities
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """One tracklet beside N others in one space: cosine float (N,), nan where it cannot be compared; other_quality (N,)."""
+
+    modality: str
+    space: str
+    cosine: NDArray[np.float64]
+    quality: float
+    other_quality: NDArray[np.float64]
+
+
+class Neighbours(Protocol):
+    """The vectors of face, voice and, for some hours, body: who is near whom."""
+
+    def add(self, tracklets: Sequence[Tracklet]) -> None:
+        """Take them in; another revision of a known one replaces it."""
+        ...
+
+    def remove(self, tracklet_ids: Sequence[str]) -> None:
+        """Never given again, whatever is asked."""
+        ...
+
+    def near(self, tracklets: Sequence[Tracklet], top_k: int) -> list[list[str]]:
+        """For each its nearest others, most ``top_k`` of every space it has; by body only those within the horizon of its time."""
+        ...
+
+    def compare(self, tracklet_id: str, others: Sequence[str]) -> list[Compared]:
+        """A known tracklet beside N others, one entry for each of its spaces; nothing for one that is not known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A tracklet's place among the identities. is_heard: an unattributed speaker turn, a voice without a body."""
+
+    tracklet_id: str
+    identity_id: str
+    revision: int
+    camera_id: str
+    started_at_ns: int
+    ended_at_ns: int
+    is_heard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanges:
+    """What linking changed, to be written whole. unlinked: pairs whose link is no more; gone: tracklets that are no more;
+    decisions: in force or withdrawn; forgotten: keys of decisions on tracklets that are no more."""
+
+    members: tuple[Member, ...] = ()
+    links: tuple[Link, ...] = ()
+    unlinked: tuple[tuple[str, str], ...] = ()
+    gone: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    events: tuple[IdentityEvent, ...] = ()
+
+
+class IdentityStore(Protocol):
+    """Who probably is who, with the evidence. One writer, any number of readers (processes)."""
+
+    def identity_of(self, tracklet_ids: Sequence[str]) -> dict[str, str]:
+        """tracklet id -> identity id; tracklets that are not linked yet are left out."""
+        ...
+
+    def identity(self, identity_id: str) -> Identity | None:
+        """Its tracklets by start time and the links among them; None where there is none of that id."""
+        ...
+
+    def identities(self, least: int = 2, most: int = 1000) -> list[tuple[str, int]]:
+        """(identity id, tracklets) of those with ``least`` tracklets or more, the largest first, at most ``most``."""
+        ...
+
+    def links_of(self, tracklet_id: str) -> list[Link]:
+        """All links of a tracklet, also those that an operator cut."""
+        ...
+
+    def decisions(self) -> list[Decision]:
+        """The operators' words in force, oldest first."""
+        ...
+
+    def members(self) -> Iterator[Member]:
+        """All of them."""
+        ...
+
+    def links(self) -> Iterator[Link]:
+        """All of them."""
+        ...
+
+    def write(self, changes: LinkChanges) -> None:
+        """All of it durably, or nothing. Raises StorageFullError, ReadOnlyStorageError."""
+        ...
+
+    def remove(self, tracklet_ids: Sequence[str]) -> None:
+        """Tracklets that are no more, their links and the decisions on them; nothing is left on disk."""
+        ...
+
+    def untold(self) -> list[tuple[int, IdentityEvent]]:
+        """Events written and not yet told, with their numbers, oldest first."""
+        ...
+
+    def told(self, up_to: int) -> None:
+        """The events up to this number are with whoever follows them."""
+        ...
+
+    def close(self) -> None: ...

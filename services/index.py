@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline.errors import BadInputError
 from pipeline.ports import Broker, Gallery
-from pipeline.types import CameraCoverage, CropReference, Erasure, Tracklet
+from pipeline.types import CameraCoverage, CropReference, Erasure, Reembedding, Tracklet
 from services import wire
 from services.reading import until_end
-from services.topics import COVERAGE, ERASURES, TRACKLETS
+from services.topics import COVERAGE, ERASURES, REEMBEDDINGS, TRACKLETS
 from services.worker import Output, Received, Worker, where
 
 log = logging.getLogger("sightline.index")
@@ -60,6 +60,9 @@ class IndexHandler:
             self._gallery.upsert(tracklets)
             if self._on_indexed is not None:
                 self._on_indexed([tracklet.ended_at_ns for tracklet in tracklets], time.time_ns(), time.monotonic() - started_s)
+        added = [r.value for r in batch if isinstance(r.value, Reembedding) and r.value.tracklet_id not in self._erased]
+        if added:
+            self._gallery.add_embeddings(added)
         accounts: dict[tuple[str, int], CameraCoverage] = {}
         for received in batch:
             if isinstance(received.value, CameraCoverage):
@@ -82,5 +85,5 @@ def erased_ids(broker: Broker) -> set[str]:
 
 
 def index_worker(broker: Broker, handler: IndexHandler, group: str = GROUP, batch: int = BATCH, **options: Any) -> Worker:
-    """The worker of ``group`` over tracklets, coverage and erasures; call its ``run``. options: those of Worker."""
-    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES), handler, batch=batch, stage="index", **options)
+    """The worker of ``group`` over tracklets, coverage, erasures and what other models make of them; call its ``run``. options: those of Worker."""
+    return Worker(group, broker, (TRACKLETS, COVERAGE, ERASURES, REEMBEDDINGS), handler, batch=batch, stage="index", **options)

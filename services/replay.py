@@ -14,13 +14,13 @@ from typing import Any
 
 from pipeline.errors import BadInputError, NotReadyError, ReadOnlyStorageError, SettingsError
 from pipeline.ports import Broker, Gallery, Message, TopicPartition
-from pipeline.types import CameraCoverage, Filter, Tracklet
+from pipeline.types import CameraCoverage, Filter, Reembedding, Tracklet
 from pipeline.types.query import FOREVER_NS
 from services import wire
 from services.index import BATCH, IndexHandler, erased_ids
 from services.reading import until_end
 from services.settings import Settings
-from services.topics import COVERAGE, TRACKLETS
+from services.topics import COVERAGE, REEMBEDDINGS, TRACKLETS
 from services.worker import Received, where
 
 log = logging.getLogger("sightline.replay")
@@ -142,12 +142,12 @@ def replay(broker: Broker, gallery: Gallery, say: Say = lambda text: None) -> Re
     """Everything on the topics of the index, to their end as it is now, into ``gallery``; who was erased stays away."""
     erased = erased_ids(broker)
     handler = IndexHandler(gallery, erased=erased)
-    bad, gone = _replay_topic(broker, handler, TRACKLETS, Tracklet, say)
-    bad_accounts, gone_accounts = _replay_topic(broker, handler, COVERAGE, CameraCoverage, say)
+    kinds: dict[str, type[Any]] = {TRACKLETS: Tracklet, REEMBEDDINGS: Reembedding, COVERAGE: CameraCoverage}  # vectors need their tracklets
+    counts = [_replay_topic(broker, handler, topic, kind, say) for topic, kind in kinds.items()]
     late = erased_ids(broker) - erased
     if late:  # erased while we read
         gallery.delete(sorted(late))
-    return Replay(index_digest(gallery), len(erased | late), bad + bad_accounts, gone + gone_accounts)
+    return Replay(index_digest(gallery), len(erased | late), *(sum(column) for column in zip(*counts, strict=True)))
 
 
 def _replay_topic(broker: Broker, handler: IndexHandler, topic: str, kind: type[Any], say: Say) -> tuple[int, int]:

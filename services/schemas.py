@@ -140,6 +140,12 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "is_partial": "Whether the deadline passed, a part of the index did not answer, or the query was refused (see coverage.notes).",
         "sightings": "The same matches put together by person, best first.",
     },
+    "Reembedding": {
+        "tracklet_id": "The tracklet; its camera is not needed to find it.",
+        "revision": "Of the tracklet; it holds for that one alone.",
+        "space": "The model that looked at its pictures, model@version.",
+        "embeddings": "Its vectors, at most one for each modality; none: it saw nothing to describe.",
+    },
     "Sighting": {
         "identity_id": "The identity; empty: nothing was linked.",
         "score": "Of the best match, calibrated 0..1.",
@@ -197,6 +203,9 @@ _LIMITS: dict[tuple[str, str], dict[str, Any]] = {  # what the types refuse
     ("Query", "probes"): {"minItems": 1},
     ("Query", "steps"): {"minimum": 0, "maximum": Query.MOST_STEPS},
     ("Query", "top_k"): {"minimum": 1},
+    ("Reembedding", "revision"): {"minimum": 1},
+    ("Reembedding", "space"): {"pattern": "@"},
+    ("Reembedding", "tracklet_id"): _NOT_EMPTY,
     ("Sighting", "score"): _FRACTION,
     ("Step", "probability"): _FRACTION,
     ("Tracklet", "revision"): {"minimum": 1},
@@ -398,7 +407,7 @@ _PROGRAMS = (
     _Program(
         "index",
         "Keeps the identity index.",
-        joins=(topics.TRACKLETS, topics.COVERAGE, topics.ERASURES),
+        joins=(topics.TRACKLETS, topics.COVERAGE, topics.ERASURES, topics.REEMBEDDINGS),
         sends=(topics.AUDIT,),
     ),
     _Program("query", "Answers queries from the index.", joins=(topics.QUERIES,), sends=(topics.RANKINGS,)),
@@ -433,7 +442,15 @@ _PROGRAMS = (
         "cli",
         "The command line.",
         reads=(topics.CAMERAS, topics.WATCHES, topics.ALERTS, topics.ARCHIVE_PROGRESS),
-        sends=(topics.CAMERAS, topics.WATCHES, topics.ARCHIVE_JOBS, topics.ARCHIVE_PROGRESS, topics.ERASURES, topics.AUDIT),
+        sends=(
+            topics.CAMERAS,
+            topics.WATCHES,
+            topics.ARCHIVE_JOBS,
+            topics.ARCHIVE_PROGRESS,
+            topics.ERASURES,
+            topics.REEMBEDDINGS,
+            topics.AUDIT,
+        ),
         mends=_DEAD_LETTERS,
     ),
 )
@@ -448,6 +465,7 @@ _KEYS: dict[str, str] = {  # archive jobs have none
     topics.ALERTS: "camera_id",
     topics.ARCHIVE_PROGRESS: "job_id/shard",
     topics.ERASURES: "tracklet_id",
+    topics.REEMBEDDINGS: "tracklet_id",
     topics.AUDIT: "the subject",
 }
 _CARRIES: dict[str, str] = {
@@ -461,6 +479,7 @@ _CARRIES: dict[str, str] = {
     topics.ARCHIVE_JOBS: "Recorded footage to be worked off.",
     topics.ARCHIVE_PROGRESS: "Where each of these jobs stands.",
     topics.ERASURES: "Tracklets that must be gone everywhere.",
+    topics.REEMBEDDINGS: "What another model makes of stored tracklets, for an upgrade while the old one answers.",
     topics.AUDIT: "Who looked for whom, and why.",
 }
 _HEADERS = {  # of a dead letter, as services/worker.py writes them

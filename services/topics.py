@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.archive import JobProgress
 from pipeline.errors import SettingsError
 from pipeline.ports import Broker, TopicSpec
-from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Tracklet, Watch
+from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Reembedding, Tracklet, Watch
 
 CAMERAS, TRACKLETS, COVERAGE = "cameras", "tracklets", "coverage"
 QUERIES, RANKINGS = "queries", "rankings"
@@ -18,6 +18,7 @@ WATCHES, ALERTS = "watches", "alerts"
 ARCHIVE_JOBS, ARCHIVE_PROGRESS = "archive-jobs", "archive-progress"
 AUDIT = "audit"
 ERASURES = "erasures"
+REEMBEDDINGS = "reembeddings"
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -34,6 +35,7 @@ _LIVE_TOPICS = (
     TopicSpec(ALERTS, partitions=4, retention_ms=28 * DAY_MS),
     TopicSpec(ARCHIVE_JOBS, partitions=16, retention_ms=7 * DAY_MS),  # the bound on archive workers that share the work
     TopicSpec(ARCHIVE_PROGRESS, partitions=1, cleanup="compact"),
+    TopicSpec(REEMBEDDINGS, partitions=8, retention_ms=7 * DAY_MS),
     TopicSpec(ERASURES, partitions=1, retention_ms=28 * DAY_MS),  # longer than tracklets lie on theirs: a replay brings nobody back
     TopicSpec(AUDIT, partitions=1),  # for ever, until the law of the place says otherwise
 )
@@ -43,6 +45,7 @@ _VALUE_TYPES: dict[str, type[Any]] = {
     TRACKLETS: Tracklet,
     COVERAGE: CameraCoverage,
     ERASURES: Erasure,
+    REEMBEDDINGS: Reembedding,
     QUERIES: Query,
     RANKINGS: Ranking,
     WATCHES: Watch,

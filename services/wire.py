@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.archive import JobProgress
 from pipeline.errors import SchemaError
-from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Tracklet, Watch
+from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Reembedding, Tracklet, Watch
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +31,7 @@ NAMES: dict[type[Any], str] = {
     JobProgress: "job-progress",
     Query: "query",
     Ranking: "ranking",
+    Reembedding: "reembedding",
     Tracklet: "tracklet",
     Watch: "watch",
 }

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, NotFoundError, SpaceMismatchError
-from pipeline.ports import Face, Hit, IndexStatistics
+from pipeline.index.stage import reembedded
+from pipeline.ports import Compared, Face, Hit, IndexStatistics
 from pipeline.types import (
     BODY,
     FACE,
@@ -21,6 +22,7 @@ from pipeline.types import (
     CropReference,
     Embedding,
     Filter,
+    Reembedding,
     Tracklet,
     Vectors,
 )
@@ -75,6 +77,12 @@ class InMemoryGallery:
         self.searches = 0
         self.upsert(tracklets)
 
+    def add_embeddings(self, added: Sequence[Reembedding]) -> int:
+        fitting = [each for each in added if each.tracklet_id in self.held and self.held[each.tracklet_id].revision == each.revision]
+        for each in fitting:
+            self.held[each.tracklet_id] = reembedded(self.held[each.tracklet_id], each)
+        return len(fitting)
+
     def upsert(self, tracklets: Sequence[Tracklet]) -> int:
         newer = [t for t in tracklets if t.tracklet_id not in self.held or t.revision > self.held[t.tracklet_id].revision]
         self.held.update((t.tracklet_id, t) for t in newer)
@@ -124,7 +132,11 @@ class InMemoryGallery:
 
     def statistics(self) -> IndexStatistics:
         cameras = sorted({t.camera_id for t in self.held.values()} | {account.camera_id for account in self.accounts})
-        return IndexStatistics(len(self.held), {}, tuple(cameras), 0, 0, 1, 0)
+        by_modality: dict[str, dict[str, int]] = {}
+        for each in (embedding for tracklet in self.held.values() for embedding in tracklet.embeddings):
+            spaces = by_modality.setdefault(each.modality, {})
+            spaces[each.space] = spaces.get(each.space, 0) + 1
+        return IndexStatistics(len(self.held), {}, tuple(cameras), 0, 0, 1, 0, by_modality)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -239,3 +251,49 @@ def noise(height: int, width: int, seed: int = 0, bgr: Mapping[int, int] | None 
     for channel, value in (bgr or {}).items():
         picture[..., channel] = value
     return picture
+
+
+class InMemoryNeighbours:
+    """The Neighbours port over a dictionary, exact."""
+
+    def __init__(self, body_horizon_s: float = 8 * 3600.0) -> None:
+        self.held: dict[str, Tracklet] = {}
+        self._horizon_ns = int(body_horizon_s * S)
+
+    def add(self, tracklets: Sequence[Tracklet]) -> None:
+        self.held.update((each.tracklet_id, each) for each in tracklets)
+
+    def remove(self, tracklet_ids: Sequence[str]) -> None:
+        for tracklet_id in tracklet_ids:
+            self.held.pop(tracklet_id, None)
+
+    def near(self, tracklets: Sequence[Tracklet], top_k: int) -> list[list[str]]:
+        return [self._near(each, top_k) for each in tracklets]
+
+    def _near(self, tracklet: Tracklet, top_k: int) -> list[str]:
+        found: dict[str, None] = {}
+        for ours in tracklet.embeddings:
+            if ours.modality == TEXT:
+                continue
+            hits = []
+            for other in self.held.values():
+                gap_ns = max(other.started_at_ns - tracklet.ended_at_ns, tracklet.started_at_ns - other.ended_at_ns)
+                is_late = ours.modality == BODY and gap_ns > self._horizon_ns
+                theirs = next((each for each in other.embeddings if each.space == ours.space), None)
+                if other.tracklet_id != tracklet.tracklet_id and theirs is not None and not is_late:
+                    hits.append((-ours.similarity(theirs), other.tracklet_id))
+            found.update(dict.fromkeys(tracklet_id for _, tracklet_id in sorted(hits)[:top_k]))
+        return list(found)
+
+    def compare(self, tracklet_id: str, others: Sequence[str]) -> list[Compared]:
+        tracklet = self.held.get(tracklet_id)
+        compared = []
+        for ours in tracklet.embeddings if tracklet else ():
+            theirs = [
+                next((each for each in self.held[other].embeddings if each.space == ours.space), None) if other in self.held else None
+                for other in others
+            ]
+            cosine = np.array([np.nan if each is None else ours.similarity(each) for each in theirs])
+            quality = np.array([0.0 if each is None else each.quality for each in theirs])
+            compared.append(Compared(ours.modality, ours.space, cosine, ours.quality, quality))
+        return compared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.probes import Part, reasons, resolve
 from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
 from pipeline.search.progressive import Found, Walker, is_seen, path_in_words
 from pipeline.search.trajectory import visits
-from pipeline.types import FACE, Coverage, Filter, Match, Query, Ranking, Sighting, Step, Tracklet
+from pipeline.types import FACE, Coverage, Embedding, Filter, Match, Query, Ranking, Sighting, Step, Tracklet
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
@@ -88,7 +88,7 @@ class SearchStage:
         only vectors of other models.
         """
         run = _Run(query, self._clock() if started_s is None else started_s)
-        resolved = resolve(query.probes, self._text, self._gallery.tracklets)
+        resolved = resolve(query.probes, self._text, self._stored)
         run.notes.extend(resolved.notes)
         parts, hits = self._ask(run, resolved.parts, len(resolved.own_tracklets))
         candidates = self._candidates(run, parts, hits, resolved.own_tracklets)
@@ -102,6 +102,11 @@ class SearchStage:
         sightings = self._sightings(matches, candidates)
         coverage = self._coverage(run, parts)
         return Ranking(query.query_id, matches, coverage, self._clock() - run.started_s, run.is_partial, sightings)
+
+    def _stored(self, tracklet_ids: Sequence[str]) -> list[Tracklet]:
+        """Stored tracklets to ask with: of each modality the vector in the space that the index holds most of."""
+        held = self._gallery.statistics().by_modality
+        return [in_one_space_each(tracklet, held) for tracklet in self._gallery.tracklets(tracklet_ids)]
 
     def _ask(self, run: _Run, parts: Sequence[Part], left_out: int) -> tuple[list[Part], list[Mapping[str, float]]]:
         """The parts that could be asked and what the index answered to each, id -> cosine; nothing for negative parts."""
@@ -228,6 +233,7 @@ class SearchStage:
         if silent:
             run.notes.append(f"nothing recorded in this window: camera {_some(silent)}")
         spaces = tuple(dict.fromkeys(part.embedding.space for part in parts))
+        run.notes.extend(left_behind(parts, statistics.by_modality))
         tracklets = self._count(run, statistics.tracklets)
         return Coverage(accounts, spaces, tracklets, tuple(dict.fromkeys(run.notes)))
 
@@ -257,6 +263,31 @@ class SearchStage:
 def _asks_for_somebody(parts: Sequence[Part]) -> bool:
     """Whether a face or a voice was given: words and clothes describe many people, and would lead from one to the next."""
     return any(part.embedding.modality in LONG_TERM and not part.is_negative for part in parts)
+
+
+def in_one_space_each(tracklet: Tracklet, held: Mapping[str, Mapping[str, int]]) -> Tracklet:
+    """The tracklet with one vector of each modality, in the space of which ``held`` has most; held: modality -> space -> vectors."""
+    chosen: dict[str, Embedding] = {}
+    for embedding in tracklet.embeddings:
+        known = chosen.get(embedding.modality)
+        counts = held.get(embedding.modality, {})
+        if known is None or counts.get(embedding.space, 0) >= counts.get(known.space, 0):
+            chosen[embedding.modality] = embedding
+    return replace(tracklet, embeddings=tuple(chosen.values()))
+
+
+def left_behind(parts: Sequence[Part], held: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Notes on vectors of other models that were not compared, because no tracklet has them in the space asked in."""
+    notes = []
+    for modality, space in dict.fromkeys((part.embedding.modality, part.embedding.space) for part in parts):
+        counts = held.get(modality, {})
+        for other, count in counts.items():
+            if other != space and counts.get(space, 0) and count > counts[space]:
+                notes.append(
+                    f"at least {count - counts[space]} tracklets have a {modality} vector of {other} alone, which was not compared: "
+                    "run sightline index reembed"
+                )
+    return notes
 
 
 def with_paths(fused: Fused, paths: Mapping[str, Found]) -> Fused:

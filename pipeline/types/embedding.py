@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, SpaceMismatchError
-from pipeline.types.checks import fraction, read_only
+from pipeline.types.checks import fraction, read_only, storable
 
 BODY, TEXT, FACE, VOICE = "body", "text", "face", "voice"
 MODALITIES = (BODY, TEXT, FACE, VOICE)
@@ -48,3 +48,30 @@ class Embedding:
         if self.vector.shape != other.vector.shape:
             raise BadInputError(f"vectors of space {self.space!r} must have {len(self.vector)} numbers, got {len(other.vector)}")
         return float(self.vector @ other.vector)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reembedding:
+    """What another model makes of a stored tracklet's pictures: its vectors in ``space``, beside those that the tracklet has.
+
+    It holds for that revision alone; embeddings: at most one per modality, all in ``space``, none where the model saw nothing to describe.
+    """
+
+    tracklet_id: str
+    revision: int
+    space: str
+    embeddings: tuple[Embedding, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tracklet_id:
+            raise ValueError("Reembedding.tracklet_id must not be empty")
+        storable(self.revision, "Reembedding.revision")
+        if self.revision < 1:
+            raise ValueError(f"Reembedding.revision must be 1 or more, got {self.revision}")
+        if "@" not in self.space:
+            raise ValueError(f"Reembedding.space must read model@version, got {self.space!r}")
+        strays = {embedding.space for embedding in self.embeddings} - {self.space}
+        if strays:
+            raise ValueError(f"Reembedding.embeddings must all lie in {self.space}, got {', '.join(sorted(strays))}")
+        if len({embedding.modality for embedding in self.embeddings}) < len(self.embeddings):
+            raise ValueError("Reembedding.embeddings must hold at most one of each modality")

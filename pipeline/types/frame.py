@@ -59,7 +59,8 @@ class Camera:
     uri: file, folder of pictures, rtsp://, http:// or webcam device; sampling_hz: wished frames a second, 0 = all;
     zones: name -> polygon corners (x, y) in pixels of the original frame; site: where it hangs;
     starts_at_ns: UTC of the first frame of a file, 0 = the file's own time (its metadata or name), else its modification time;
-    origin: who declared it, "settings" for a settings file, which takes away again what it no longer names.
+    origin: who declared it, "settings" for a settings file, which takes away again what it no longer names;
+    position: metres east and north of any point of the site, for travel times; None: nobody said.
     """
 
     camera_id: str
@@ -71,6 +72,7 @@ class Camera:
     is_live: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    position: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.camera_id:

@@ -2,8 +2,8 @@
 
 Rows are cut into segments of ``segment_size`` in order of arrival. A sealed segment has, per embedding space,
 - exact: the vectors as float16 in an IndexScalarQuantizer, memory-mapped; filters go into its search as a bitmap;
-- coarse (large segments): RaBitQ, one bit a dimension after a random rotation, scanned whole when the filter leaves a segment
-  whole; its best candidates of all segments are ranked again by the exact vectors. It needs no training, so no drift either.
+- coarse (large segments): the kind that was measured to lose nothing and to be quicker (faiss_coarse.py), searched when the filter
+  leaves a segment whole; its best candidates of all segments are ranked again by the exact vectors. Where none is, there is none.
 The newest rows are searched exactly in memory. Segments outside the time window are not touched.
 """
 
@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, NotReadyError, ReadOnlyStorageError, SpaceMismatchError, StorageFullError
+from pipeline.index.stage import reembedded
 from pipeline.ports import Hit, IndexStatistics
-from pipeline.types import CameraCoverage, CropReference, Embedding, Filter, Tracklet
+from pipeline.types import CameraCoverage, CropReference, Embedding, Filter, Reembedding, Tracklet
+from services.adapters import faiss_coarse
 from services.adapters.sqlite_store import (
     SEALED_TO,
     Columns,
@@ -37,7 +39,8 @@ from services.adapters.sqlite_store import (
     translated_errors,
 )
 
-EXACT, COARSE = "exact", "coarse"
+EXACT = "exact"
+OF_OLD = "coarse"  # what a RaBitQ file was called when there was no other kind
 DATABASE = "index.sqlite"
 LARGEST_ROW = 2**54  # row << SPACE_BITS still fits SQLite's integer
 GATHERED = 256  # so few vectors are quicker fetched one by one than looked for in a scan
@@ -55,6 +58,7 @@ class _SpaceIndex:
     exact: Any
     positions: NDArray[np.int64]
     coarse: Any = None
+    coarse_kind: str = ""
 
 
 @dataclass(slots=True)
@@ -93,21 +97,21 @@ class FaissGallery:
         read_only: bool = False,
         segment_size: int = 131_072,
         coarse_from: int = 32_768,
-        coarse_dimension: int = 256,
+        coarse_kinds: Sequence[str] | None = None,
         candidates: int = 2_000,
         threads: int = 1,
     ) -> None:
         """Opens or creates the index in ``folder``.
 
-        segment_size: rows of a segment; coarse_from: vectors from which a segment gets a coarse index, and coarse_dimension: numbers a
-        vector must have for it (one bit each says too little of a short one, and an exact scan of those is quick); candidates: how many
-        are ranked again exactly (more: better recall, slower); threads: of FAISS, in the whole process.
+        segment_size: rows of a segment; coarse_from: vectors from which a segment may get a coarse index; coarse_kinds: take the first of
+        these unmeasured, None: measure; candidates: how many are ranked again exactly (more: better recall, slower); threads: of FAISS,
+        in the whole process.
         Raises NotReadyError (another writer, naming its pid; read_only and no index there), ReadOnlyStorageError, NewerSchemaError.
         """
         self.folder = Path(folder)
         self._read_only = read_only
         self._segment_size, self._candidates = segment_size, candidates
-        self._coarse_from, self._coarse_dimension = coarse_from, coarse_dimension
+        self._coarse_from, self._coarse_kinds = coarse_from, coarse_kinds
         self._lock = threading.RLock()
         self._writer_lock: int | None = None
         self._segments: dict[int, _Segment] = {}
@@ -180,6 +184,21 @@ class FaissGallery:
                 self._tidy()
             return written
 
+    def add_embeddings(self, added: Sequence[Reembedding]) -> int:
+        """See Gallery.add_embeddings. A row is written anew, so that its vectors stay together and no search sees half of them."""
+        with self._lock:
+            stored = {tracklet.tracklet_id: tracklet for tracklet in self._store.tracklets([each.tracklet_id for each in added])}
+            changed: dict[str, Tracklet] = {}
+            for each in added:
+                tracklet = changed.get(each.tracklet_id) or stored.get(each.tracklet_id)
+                if tracklet is not None and tracklet.revision == each.revision:
+                    changed[each.tracklet_id] = reembedded(tracklet, each)
+            written = self._store.upsert(list(changed.values()), again=True) if changed else 0
+            if written:
+                self._mark = None
+                self._tidy()
+            return written
+
     def _tidy(self) -> None:
         """Seal a full open segment and rewrite segments that are a quarter superseded; on a full disk both wait."""
         try:
@@ -232,15 +251,43 @@ class FaissGallery:
         return self._store.vectors_between(first_row, last_row, [space]).get(space.number, nothing)
 
     def _write_files(self, segment_id: int, space: Space, vectors: Vectors, positions: bytes) -> list[FileRecord]:
-        indexes = {EXACT: _exact_index(vectors, space.dimension)}
-        if len(vectors) >= self._coarse_from and space.dimension >= self._coarse_dimension and space.dimension % 8 == 0:
-            indexes[COARSE] = _coarse_index(vectors, space.dimension)
+        exact = _exact_index(vectors, space.dimension)
+        kind, coarse, recall = self._coarse(space, vectors, exact)
         files = []
-        for kind, index in indexes.items():
-            name = f"segment-{segment_id:08d}-{space.number}.{kind}.faiss"
-            size, checksum = _write_durably(self.folder / name, faiss.serialize_index(index))
-            files.append(FileRecord(space.number, kind, name, size, checksum, positions if kind == EXACT else b""))
+        for name_of_kind, index in ((EXACT, exact), (kind, coarse)):
+            if index is not None:
+                name = f"segment-{segment_id:08d}-{space.number}.{name_of_kind}.faiss"
+                size, checksum = _write_durably(self.folder / name, faiss.serialize_index(index))
+                is_exact = name_of_kind == EXACT
+                record = FileRecord(
+                    space.number, name_of_kind, name, size, checksum, positions if is_exact else b"", 1.0 if is_exact else recall
+                )
+                files.append(record)
         return files
+
+    def _coarse(self, space: Space, vectors: Vectors, exact: Any) -> tuple[str, Any, float]:
+        """Kind, index and recall of the coarse index that these vectors get; "" and None where they are better looked at one by one."""
+        if len(vectors) < self._coarse_from or space.dimension % 8:
+            return "", None, 0.0
+        if self._coarse_kinds is not None:
+            kind = next(iter(self._coarse_kinds), "")
+            return kind, faiss_coarse.build(kind, vectors) if kind else None, 0.0
+        if space.dimension < faiss_coarse.LEAST_DIMENSION:
+            return "", None, 0.0
+        for kind in dict.fromkeys((self._chosen_before(space), faiss_coarse.choose(vectors, _exact_of, self._candidates))):
+            if not kind:
+                continue
+            index = faiss_coarse.build(kind, vectors)
+            quality = faiss_coarse.measure(index, kind, exact, vectors, self._candidates)
+            logger.info("coarse index", extra={"space": space.space, "kind": kind, "recall": quality.recall, "gain": quality.gain})
+            if quality.is_enough:
+                return kind, index, quality.recall
+        return "", None, 0.0
+
+    def _chosen_before(self, space: Space) -> str:
+        """The kind that the newest segment of this space has: what was good there is tried first, and measured again."""
+        kinds = [record.kind for record in self._store.files() if record.space == space.number and record.kind != EXACT]
+        return "" if not kinds else faiss_coarse.RABITQ if kinds[-1] == OF_OLD else kinds[-1]
 
     def _remove_strays(self) -> None:
         """Files of segments that are no more, or that never came to be because the writer was killed."""
@@ -310,15 +357,17 @@ class FaissGallery:
         """What the index holds; vectors are counted per space."""
         count, from_ns, to_ns = self._store.extent()
         vectors: dict[str, int] = {}
+        by_modality: dict[str, dict[str, int]] = {}
         for space in self._store.spaces():
             if space.vectors:
                 vectors[space.space] = vectors.get(space.space, 0) + space.vectors
+                by_modality.setdefault(space.modality, {})[space.space] = space.vectors
         size = 0
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 size += path.stat().st_size
         cameras = tuple(sorted(self._store.cameras()))
-        return IndexStatistics(count, vectors, cameras, from_ns, to_ns, len(self._store.segments()), size)
+        return IndexStatistics(count, vectors, cameras, from_ns, to_ns, len(self._store.segments()), size, by_modality)
 
     # ------------------------------------------------------------------------------------------- search
 
@@ -372,7 +421,8 @@ class FaissGallery:
                 continue
             passes = mask.of(segment)
             if passes is None and index.coarse is not None and segment.dead < share:
-                scores, at = index.coarse.search(query[None], min(share + segment.dead, len(index.positions)))  # (1, K)
+                asked = max(faiss_coarse.candidates_of(index.coarse_kind, share), 2 * top_k) + segment.dead
+                scores, at = index.coarse.search(query[None], min(asked, len(index.positions)))  # (1, K)
                 keep = (at[0] >= 0) & segment.alive[index.positions[at[0]]]
                 rough.append((segment, index, at[0][keep], scores[0][keep]))
             else:
@@ -399,7 +449,8 @@ class FaissGallery:
             return self._rebuilt(segment, space)
         stored = np.frombuffer(files[EXACT].positions, "<i4").astype(np.int64)
         positions = stored if len(stored) else np.arange(len(segment.columns))
-        return _SpaceIndex(indexes[EXACT], positions, indexes.get(COARSE))
+        kind = next((each for each in indexes if each != EXACT), "")
+        return _SpaceIndex(indexes[EXACT], positions, indexes.get(kind), faiss_coarse.RABITQ if kind == OF_OLD else kind)
 
     def _rebuilt(self, segment: _Segment, space: Space) -> _SpaceIndex | None:
         self._damaged[segment.record.segment_id] = segment.record
@@ -560,12 +611,8 @@ def _exact_index(vectors: Vectors, dimension: int) -> Any:
     return index
 
 
-def _coarse_index(vectors: Vectors, dimension: int) -> Any:
-    index = faiss.index_factory(dimension, f"RR{dimension},RaBitQfs", faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[:: max(1, len(vectors) // CHUNK)].astype(np.float32))
-    for start in range(0, len(vectors), CHUNK):
-        index.add(vectors[start : start + CHUNK].astype(np.float32))
-    return index
+def _exact_of(vectors: Vectors) -> Any:
+    return _exact_index(np.ascontiguousarray(vectors), vectors.shape[1])
 
 
 def _append(spaces: dict[int, _SpaceIndex | None], number: int, vectors: Vectors, positions: NDArray[np.int64]) -> None:
@@ -631,7 +678,7 @@ def bare_index(kind: str, vectors: Vectors) -> BareIndex:
     if kind == "float16":
         return BareIndex(_exact_index(vectors, dimension))
     if kind == "coarse":
-        return BareIndex(_coarse_index(vectors, dimension))
+        return BareIndex(faiss_coarse.build(faiss_coarse.RABITQ, vectors))
     index = faiss.IndexFlatIP(dimension)
     for start in range(0, len(vectors), CHUNK):
         index.add(vectors[start : start + CHUNK].astype(np.float32))

@@ -67,6 +67,9 @@ MIGRATIONS = (
         camera_id TEXT NOT NULL, from_ns INTEGER NOT NULL, to_ns INTEGER NOT NULL, account BLOB NOT NULL,
         PRIMARY KEY (camera_id, from_ns));
     """,
+    """
+    ALTER TABLE files ADD COLUMN recall REAL NOT NULL DEFAULT 0;
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -168,9 +171,10 @@ class SegmentRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A derived file of a segment: the embedding space it serves, "exact" or "coarse", its name, size in bytes and CRC-32.
+    """A derived file of a segment: the embedding space it serves, "exact" or a kind of coarse index, its name, size in bytes and CRC-32.
 
-    positions: int32 of the segment's columns, one per vector, as bytes; empty where every row has a vector.
+    positions: int32 of the segment's columns, one per vector, as bytes; empty where every row has a vector; recall: as measured when it
+    was written, 0 where it was not.
     """
 
     space: int
@@ -179,6 +183,7 @@ class FileRecord:
     size: int
     checksum: int
     positions: bytes = b""
+    recall: float = 0.0
 
 
 class _Details(msgspec.Struct, array_like=True):
@@ -352,8 +357,11 @@ class SqliteStore:
 
     # ---------------------------------------------------------------------------------------- tracklets
 
-    def upsert(self, tracklets: Sequence[Tracklet]) -> int:
-        """Write those that are new or of a higher revision, in one transaction; gives how many. All or nothing."""
+    def upsert(self, tracklets: Sequence[Tracklet], *, again: bool = False) -> int:
+        """Write those that are new or of a higher revision, in one transaction; gives how many. All or nothing.
+
+        again: also those of the stored revision.
+        """
         with self.writing() as connection:
             stored = {name: (row, revision) for name, row, revision in self.rows_of([t.tracklet_id for t in tracklets])}
             spaces = {(space.modality, space.space): space for space in self.spaces()}
@@ -362,7 +370,7 @@ class SqliteStore:
             for tracklet in tracklets:
                 best = newest.get(tracklet.tracklet_id)
                 revision = best.revision if best else stored.get(tracklet.tracklet_id, (0, 0))[1]
-                if tracklet.revision > revision:
+                if tracklet.revision > revision or (again and tracklet.revision == revision):
                     newest[tracklet.tracklet_id] = tracklet
             self.remove([(stored[name][0], name) for name in newest if name in stored], keep_superseded=True)
             last = int((connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tracklets'").fetchone() or (0,))[0])
@@ -546,13 +554,13 @@ class SqliteStore:
 
     def add_files(self, segment_id: int, files: Iterable[FileRecord]) -> None:
         """Inside ``writing``."""
-        values = [(segment_id, f.space, f.kind, f.name, f.size, f.checksum, f.positions) for f in files]
-        self.connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        values = [(segment_id, f.space, f.kind, f.name, f.size, f.checksum, f.positions, f.recall) for f in files]
+        self.connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def files(self, segment_id: int | None = None) -> list[FileRecord]:
         """Of one segment, or of all."""
         with self.reading() as connection:
-            sql = "SELECT space, kind, name, bytes, checksum, positions FROM files"
+            sql = "SELECT space, kind, name, bytes, checksum, positions, recall FROM files"
             found = connection.execute(sql) if segment_id is None else connection.execute(f"{sql} WHERE segment_id = ?", (segment_id,))
             return [FileRecord(*record) for record in found]
 

@@ -10,13 +10,15 @@ import pytest
 
 from pipeline.errors import BadInputError, NotFoundError, SpaceMismatchError
 from pipeline.ports import Gallery, MediaStore
-from pipeline.types import Attribute, CameraCoverage, CropReference, Embedding, Filter, Gap, Tracklet
+from pipeline.types import Attribute, CameraCoverage, CropReference, Embedding, Filter, Gap, Reembedding, Tracklet
 from services.adapters.disk_media import DiskMedia
 from services.adapters.faiss_gallery import FaissGallery
 
 GALLERIES: dict[str, Callable[[Path], Gallery]] = {
     "faiss": FaissGallery,
-    "faiss in small segments": lambda folder: FaissGallery(folder, segment_size=20, coarse_from=10, coarse_dimension=32, candidates=1000),
+    "faiss in small segments": lambda folder: FaissGallery(
+        folder, segment_size=20, coarse_from=10, coarse_kinds=("rabitq",), candidates=1000
+    ),
 }
 MEDIA: dict[str, Callable[[Path], MediaStore]] = {"disk": DiskMedia}
 
@@ -197,3 +199,61 @@ def test_a_key_that_leads_elsewhere_is_refused(media: MediaStore, key: str) -> N
     for act in (lambda: media.put(key, b"x"), lambda: media.get(key), lambda: media.delete([key])):
         with pytest.raises(BadInputError):
             act()
+
+
+# ------------------------------------------------------------------------------------------------ other models
+
+
+def of_the_new_model(number: int, revision: int = 1, seed: int | None = None) -> Reembedding:
+    made = Embedding("body", "body@2", vector(number + 900 if seed is None else seed, 48), 0.75)
+    return Reembedding(f"tracklet-{number}", revision, "body@2", (made,))
+
+
+def test_another_models_vectors_lie_beside_the_old_ones_and_each_space_answers_for_itself(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(number) for number in range(60)])
+    assert gallery.add_embeddings([of_the_new_model(number) for number in range(30)]) == 30
+    assert ids_of(gallery.search(Embedding("body", "body@1", vector(7)), Filter(), 1)) == ["tracklet-7"]
+    assert ids_of(gallery.search(Embedding("body", "body@2", vector(907, 48)), Filter(), 1)) == ["tracklet-7"]
+    assert len(gallery.search(Embedding("body", "body@1", vector(7)), Filter(), 100)) == 60
+    assert len(gallery.search(Embedding("body", "body@2", vector(907, 48)), Filter(), 100)) == 30
+    assert gallery.statistics().by_modality["body"] == {"body@1": 60, "body@2": 30}
+    assert gallery.statistics().tracklets == 60
+
+
+def test_a_tracklet_keeps_all_else_that_it_had(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(3)])
+    gallery.add_embeddings([of_the_new_model(3)])
+    (read,) = gallery.tracklets(["tracklet-3"])
+    assert [(each.modality, each.space) for each in read.embeddings] == [("body", "body@1"), ("face", "face@1"), ("body", "body@2")]
+    assert read.model_versions == ("detector@1", "body@2")
+    assert (read.revision, read.crops, read.xyxy.tolist()) == (1, tracklet(3).crops, tracklet(3).xyxy.tolist())
+
+
+def test_the_same_again_replaces_what_that_space_held(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(4)])
+    gallery.add_embeddings([of_the_new_model(4, seed=1)])
+    gallery.add_embeddings([of_the_new_model(4, seed=2)])
+    assert gallery.statistics().by_modality["body"] == {"body@1": 1, "body@2": 1}
+    (hit,) = gallery.search(Embedding("body", "body@2", vector(2, 48)), Filter(), 5)
+    assert hit.similarity == pytest.approx(1.0, abs=1e-3)
+
+
+def test_vectors_for_another_revision_or_for_nobody_are_left_out(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(5, revision=2)])
+    assert gallery.add_embeddings([of_the_new_model(5, revision=1), of_the_new_model(6)]) == 0
+    assert "body@2" not in gallery.statistics().by_modality["body"]
+
+
+def test_a_tracklet_in_which_the_new_model_saw_nothing_is_marked_as_looked_at(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(8)])
+    gallery.add_embeddings([Reembedding("tracklet-8", 1, "face@2")])
+    (read,) = gallery.scan(Filter())
+    assert read.model_versions == ("detector@1", "face@2")
+
+
+def test_reembedded_tracklets_are_deleted_whole(gallery: Gallery) -> None:
+    gallery.upsert([tracklet(number) for number in range(40)])
+    gallery.add_embeddings([of_the_new_model(number) for number in range(40)])
+    gallery.delete(["tracklet-9"])
+    assert "tracklet-9" not in ids_of(gallery.search(Embedding("body", "body@2", vector(909, 48)), Filter(), 100))
+    assert gallery.statistics().by_modality["body"] == {"body@1": 39, "body@2": 39}

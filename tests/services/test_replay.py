@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.errors import NotReadyError, SettingsError
-from pipeline.types import Attribute, CameraCoverage, Erasure, Filter, Gap, Tracklet
+from pipeline.types import Attribute, CameraCoverage, Embedding, Erasure, Filter, Gap, Reembedding, Tracklet
 from services import wire
 from services.adapters.faiss_gallery import FaissGallery
 from services.adapters.sqlite_broker import SqliteBroker
@@ -21,7 +21,7 @@ from services.cli.app import app
 from services.index import IndexHandler, index_worker
 from services.replay import Digest, index_digest, replay, replay_index
 from services.settings import Settings, StorageSettings
-from services.topics import COVERAGE, ERASURES, TRACKLETS, create_all
+from services.topics import COVERAGE, ERASURES, REEMBEDDINGS, TRACKLETS, create_all
 from tests.fakes import NOON_NS, InMemoryGallery, S, a_tracklet, embedding
 
 Live = Callable[..., Digest]
@@ -162,10 +162,10 @@ def broker(settings: Settings) -> Iterator[SqliteBroker]:
         yield opened
 
 
-def publish(broker: SqliteBroker, *values: Tracklet | CameraCoverage | Erasure) -> None:
+def publish(broker: SqliteBroker, *values: Tracklet | CameraCoverage | Erasure | Reembedding) -> None:
     for value in values:
-        if isinstance(value, Erasure):
-            broker.produce(ERASURES, wire.encode(value), value.tracklet_id.encode())
+        if isinstance(value, Erasure | Reembedding):
+            broker.produce(ERASURES if isinstance(value, Erasure) else REEMBEDDINGS, wire.encode(value), value.tracklet_id.encode())
         else:
             broker.produce(TRACKLETS if isinstance(value, Tracklet) else COVERAGE, wire.encode(value), value.camera_id.encode())
     broker.flush()
@@ -192,11 +192,23 @@ def test_an_index_built_anew_equals_the_live_one(broker: SqliteBroker, live: Liv
     assert made.digest == live()
     assert (made.digest.tracklets, made.digest.coverage) == (7, 2)
     assert (made.erased, made.bad, made.gone) == (0, 0, 0)
-    assert said == ["tracklets: 19 messages", "coverage: 3 messages"]
+    assert said == ["tracklets: 19 messages", "reembeddings: 0 messages", "coverage: 3 messages"]
     assert [path.name for path in (tmp_path / "anew").iterdir()] == ["index"]
     with closing(FaissGallery(tmp_path / "anew" / "index", read_only=True)) as gallery:
         body = people()[0].embeddings[0]
         assert gallery.search(body, Filter(), 1)[0].tracklet_id == "person-00"
+
+
+def test_what_another_model_made_is_built_anew_too(broker: SqliteBroker, live: Live, settings: Settings, tmp_path: Path) -> None:
+    new = Embedding("body", "new-body@2", np.arange(1, 5, dtype=np.float32), 0.5)
+    publish(broker, *people(), *ACCOUNTS)
+    live()
+    publish(broker, *(Reembedding(each.tracklet_id, each.revision, new.space, (new,)) for each in people()[:4]))
+    publish(broker, Reembedding("person-05", 77, new.space, (new,)), replace(people()[1], revision=2))
+    made = replay_index(settings, tmp_path / "anew")
+    assert made.digest == live()
+    with closing(FaissGallery(tmp_path / "anew" / "index", read_only=True)) as gallery:
+        assert gallery.statistics().by_modality["body"][new.space] == 3, "a later revision and another one do without"
 
 
 def test_who_was_erased_stays_away(broker: SqliteBroker, live: Live, settings: Settings, tmp_path: Path) -> None:

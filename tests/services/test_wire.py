@@ -28,6 +28,7 @@ from pipeline.types import (
     Probe,
     Query,
     Ranking,
+    Reembedding,
     Sighting,
     Step,
     Tracklet,
@@ -80,6 +81,7 @@ VALUES: list[Any] = [
     Alert("a1", "w1", "t1", 2, "north", 1, 2, 0.9, 0.7, {"face": 0.8}, ("red: yes",), (CROP,)),
     ArchiveJob("j1", 2, CAMERA, 600.0, 1200.0),
     Erasure("t1", NOON_NS),
+    Reembedding("t1", 3, HALVES.space, (HALVES,)),
     JobProgress("j1", 2, "failed", "host:7", 4, "no video"),
 ]
 NAMES = [type(value).__name__ for value in VALUES]

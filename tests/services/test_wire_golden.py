@@ -33,6 +33,7 @@ from pipeline.types import (
     Probe,
     Query,
     Ranking,
+    Reembedding,
     Sighting,
     Step,
     Tracklet,
@@ -108,6 +109,7 @@ VALUES: dict[str, Any] = {
         True,
         ("nanodet@1", "osnet@1"),
     ),
+    "reembedding": Reembedding("3a0d6d36cc429d91", 300, "osnet@1", (BODY,)),
     "watch": Watch("w1", PROBES, 0.7, ("nord",), ("gate",), NOON_NS, LATER_NS, "Änne", "missing child", ("Bert",), False),
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import BadInputError, NotFoundError, SpaceMismatchError
 from pipeline.search.stage import SearchStage
-from pipeline.types import BODY, FACE, TEXT, Attribute, CameraCoverage, Embedding, Filter, Probe, Query, Tracklet
+from pipeline.types import BODY, FACE, TEXT, Attribute, CameraCoverage, Embedding, Filter, Probe, Query, Reembedding, Tracklet
 from tests.fakes import NOON_NS, InMemoryGallery, S, SteppingClock, WordTextEncoder, a_tracklet, embedding
 
 RED, BLUE = embedding(TEXT, 1, 0, 0, 0, 0), embedding(TEXT, 0, 0, 1, 0, 0)
@@ -195,3 +195,20 @@ def test_the_same_question_gets_the_same_answer(gallery: InMemoryGallery) -> Non
         stage = SearchStage(InMemoryGallery(*held), WordTextEncoder())
         orders.append(ids(stage, ask(gallery, words("red"), top_k=3)))
     assert orders[0] == orders[1] == ["t0", "t1", "t2"]
+
+
+def test_a_half_done_upgrade_is_told_and_never_mixed() -> None:
+    new = [Embedding(FACE, "new-face@2", [0.0, 1.0], 0.9)]
+    gallery = InMemoryGallery(*people())
+    gallery.add_embeddings([Reembedding("anna-red", 1, "new-face@2", tuple(new))])
+    ranking = SearchStage(gallery, None).search(ask(gallery, picture(*new)))
+    assert [match.tracklet_id for match in ranking.matches] == ["anna-red"]
+    assert any("at least 2 tracklets have a face vector of fake-face@1 alone" in note for note in ranking.coverage.notes)
+
+
+def test_a_tracklet_of_two_models_asks_in_the_space_that_the_index_holds_most_of() -> None:
+    gallery = InMemoryGallery(*people())
+    gallery.add_embeddings([Reembedding("anna-red", 1, "new-face@2", (Embedding(FACE, "new-face@2", [0.0, 1.0], 0.9),))])
+    ranking = SearchStage(gallery, None).search(ask(gallery, Probe("tracklet", tracklet_id="anna-red")))
+    assert "new-face@2" not in ranking.coverage.spaces
+    assert ranking.matches[0].tracklet_id == "anna-blue"

@@ -15,9 +15,10 @@ import pytest
 
 from pipeline.errors import NotReadyError, ReadOnlyStorageError, StorageFullError
 from pipeline.types import Embedding, Filter, Tracklet
+from services.adapters import faiss_coarse, faiss_gallery
 from services.adapters.faiss_gallery import FaissGallery
 
-SMALL = {"segment_size": 40, "coarse_from": 20, "coarse_dimension": 32, "candidates": 1000}
+SMALL = {"segment_size": 40, "coarse_from": 20, "coarse_kinds": ("rabitq",), "candidates": 1000}
 
 WRITER = """
 import sys
@@ -30,7 +31,7 @@ def tracklet(n, revision):
     vector = np.random.default_rng([n, revision]).standard_normal(32).astype(np.float32)
     return Tracklet(f"t{n}", revision, "c", n, n + 1, [], [], [], (Embedding("body", "b@1", vector),))
 
-gallery = FaissGallery(Path(sys.argv[1]), segment_size=40, coarse_from=20, coarse_dimension=32)
+gallery = FaissGallery(Path(sys.argv[1]), segment_size=40, coarse_from=20, coarse_kinds=("rabitq",))
 first, last = int(sys.argv[2]), int(sys.argv[3])
 for n in range(first, last, 5):
     batch = [tracklet(m, 1) for m in range(n, n + 5)] + ([tracklet(n - 20, 2)] if n >= 20 else [])
@@ -117,7 +118,7 @@ def test_a_damaged_segment_is_rebuilt_from_the_database(tmp_path: Path, fate: st
         for start in range(0, 100, 10):
             gallery.upsert([tracklet(n) for n in range(start, start + 10)])
         before = gallery.search(probe(5), Filter(), 100)
-    assert sorted(path.suffixes[0] for path in tmp_path.glob("segment-*"))[:2] == [".coarse", ".coarse"]
+    assert {path.suffixes[0] for path in tmp_path.glob("segment-*")} == {".exact", ".rabitq"}
     for path in tmp_path.glob("segment-*"):
         content = bytearray(path.read_bytes())
         if fate == "one bit":
@@ -205,12 +206,13 @@ def test_superseded_revisions_are_swept_out_of_sealed_segments(tmp_path: Path) -
         assert len(gallery._segments) <= 3
 
 
-def test_large_segments_keep_recall_through_the_coarse_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", faiss_coarse.KINDS)
+def test_large_segments_keep_recall_through_every_kind_of_coarse_index(tmp_path: Path, kind: str) -> None:
     random_numbers = np.random.default_rng(3)
     people = random_numbers.standard_normal((40, 256)).astype(np.float32)
     vectors = people[random_numbers.integers(0, 40, 4000)] + 0.5 * random_numbers.standard_normal((4000, 256)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with FaissGallery(tmp_path, segment_size=2000, coarse_from=1000, candidates=600) as gallery:
+    with FaissGallery(tmp_path, segment_size=2000, coarse_from=1000, coarse_kinds=(kind,), candidates=600) as gallery:
         for start in range(0, 4000, 2000):
             batch = [(n, (Embedding("body", "b@1", vectors[n]),)) for n in range(start, start + 2000)]
             gallery.upsert([Tracklet(f"{n}", 1, "c", n, n, [], [], [], embedding) for n, embedding in batch])
@@ -218,5 +220,33 @@ def test_large_segments_keep_recall_through_the_coarse_index(tmp_path: Path) -> 
         for vector in vectors[::400]:
             found = {int(hit.tracklet_id) for hit in gallery.search(Embedding("body", "b@1", vector), Filter(), 50)}
             shares.append(len(found & set(np.argsort(-vectors @ vector)[:50].tolist())) / 50)
-        assert all(s.coarse is not None for segment in gallery._segments.values() for s in segment.spaces.values() if s)
+        assert {s.coarse_kind for segment in gallery._segments.values() for s in segment.spaces.values() if s} == {kind}
     assert np.mean(shares) >= 0.98
+
+
+def test_a_segment_gets_the_kind_whose_measured_recall_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall and speed are measured: here the bits lose people, the lists are slow, the graph is good until it is not."""
+    measured = {"rabitq": faiss_coarse.Quality(0.9, 9.0), "ivf-pq": faiss_coarse.Quality(1.0, 1.1), "hnsw": faiss_coarse.Quality(0.99, 5.0)}
+    monkeypatch.setattr(faiss_coarse, "measure", lambda index, kind, *_: measured[kind])
+    vectors = np.random.default_rng(1).standard_normal((300, 64)).astype(np.float32)
+
+    def kinds(gallery: FaissGallery, first: int) -> list[tuple[str, float]]:
+        batch = [(n, (Embedding("body", "b@1", vectors[n]),)) for n in range(first, first + 100)]
+        gallery.upsert([Tracklet(f"{n}", 1, "c", n, n, [], [], [], embedding) for n, embedding in batch])
+        return [(record.kind, record.recall) for record in gallery._store.files()][2 * (first // 100) :]
+
+    with FaissGallery(tmp_path, segment_size=100, coarse_from=50) as gallery:
+        assert kinds(gallery, 0) == [("exact", 1.0), ("hnsw", 0.99)]
+        assert kinds(gallery, 100) == [("exact", 1.0), ("hnsw", 0.99)]
+        measured["hnsw"] = faiss_coarse.Quality(0.5, 5.0)
+        assert kinds(gallery, 200) == [("exact", 1.0)], "nothing is good enough: everything is looked at"
+        assert len(gallery.search(Embedding("body", "b@1", vectors[7]), Filter(), 300)) == 300
+
+
+def test_measuring_a_coarse_index_tells_recall_against_the_exact_one() -> None:
+    vectors = np.random.default_rng(1).standard_normal((2000, 64)).astype(np.float16)
+    index = faiss_coarse.build("rabitq", vectors)
+    exact = faiss_gallery._exact_of(vectors)
+    assert faiss_coarse.measure(index, "rabitq", exact, vectors, 2000).recall == 1.0
+    assert faiss_coarse.measure(index, "rabitq", exact, vectors, 11).recall < 0.9
+    assert not faiss_coarse.Quality(0.99, 1.0).is_enough
