@@ -216,15 +216,16 @@ def _badge(pen: Pen, page: Pixels, text: str, at: tuple[int, int]) -> None:
 
 def best_shot(crops: Sequence[CropReference]) -> CropReference | None:
     """The best crop of a match, None where it has none."""
-    return next((crop for crop in crops if not _is_context(crop)), None)
+    return next((crop for crop in crops if not is_context(crop)), None)
 
 
 def context_of(crops: Sequence[CropReference]) -> CropReference | None:
     """The picture of the whole frame of a match, None where none was kept."""
-    return next((crop for crop in crops if _is_context(crop)), None)
+    return next((crop for crop in crops if is_context(crop)), None)
 
 
-def _is_context(crop: CropReference) -> bool:
+def is_context(crop: CropReference) -> bool:
+    """Whether it shows the whole frame, not the person alone."""
     return crop.key.endswith("/context.jpg")
 
 

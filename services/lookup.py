@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
+from pipeline.errors import BadInputError
 from pipeline.types import Filter, Probe, Query, Ranking
 from services import audit, wire
+from services.portraits import portrait_probe
+from services.portraits import read_picture as read_picture
 from services.settings import Settings
+
+MOST_VISITS = 12  # of a person, in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,15 @@ class SearchRequest:
 
     text: str = ""
     portrait: Path | None = None
+    face: int | None = None
+    numbered: Path | None = None
     like: Path | None = None
     tracklet_id: str = ""
     speech: Path | None = None
     unlike: tuple[str, ...] = ()
     window: Filter = field(default_factory=Filter)
     top_k: int = 20
+    steps: int = 3
     issued_by: str = ""
     purpose: str = ""
     sheet: Path | None = None
@@ -54,17 +59,6 @@ class Answer:
         return ranking_table(self.ranking, width)
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """BGR uint8 (H, W, 3); raises NotFoundError, or UnreadableMediaError for what is no picture."""
-    if not path.is_file():
-        raise NotFoundError(f"picture {path} must exist; check the path")
-    encoded = np.frombuffer(path.read_bytes(), np.uint8)
-    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    if picture is None:
-        raise UnreadableMediaError(f"picture {path} must be a JPEG, PNG or other picture, got {encoded.size} bytes that do not decode")
-    return np.asarray(picture, np.uint8)
-
-
 def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, ...], str]:
     """The probes of a request and what the recogniser heard; pictures become vectors here and go no further."""
     from services import wiring
@@ -77,7 +71,7 @@ def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, 
         heard = wiring.hear(settings, request.speech)
         probes.append(Probe("speech", text=heard))
     if request.portrait is not None:
-        probes.append(portrait_probe(settings, request.portrait))
+        probes.append(portrait_probe(settings, request.portrait, request.face, request.numbered))
     if request.like is not None:
         vectors = wiring.looks_of(settings, read_picture(request.like))
         probes.append(Probe("look-alike", embeddings=vectors))
@@ -87,18 +81,6 @@ def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, 
         raise BadInputError("a search must say what to look for: words, --portrait, --like, --tracklet or --speech")
     probes.extend(Probe("text", text=words, is_negative=True) for words in request.unlike)
     return tuple(probes), heard
-
-
-def portrait_probe(settings: Settings, picture: Path) -> Probe:
-    """The best face of a picture as a probe; raises BadInputError where none can be used."""
-    from services import wiring
-
-    faces = wiring.face_encoder(settings).faces(read_picture(picture))
-    usable = [face.embedding for face in faces if face.embedding is not None]
-    if not usable:
-        seen = f"{len(faces)} too small or blurred" if faces else "none"
-        raise BadInputError(f"portrait {picture} must show a face clearly, got {seen}: take a larger, sharper picture")
-    return Probe("portrait", embeddings=(usable[0],))
 
 
 def run_search(settings: Settings, request: SearchRequest) -> Answer:
@@ -112,6 +94,7 @@ def run_search(settings: Settings, request: SearchRequest) -> Answer:
         probes=probes,
         window=request.window,
         top_k=request.top_k,
+        steps=request.steps,
         deadline_s=settings.search.deadline_s,
         issued_by=request.issued_by,
         purpose=request.purpose,
@@ -148,6 +131,21 @@ def write_sheet(settings: Settings, path: Path, rankings: Sequence[tuple[str, Ra
     path.write_bytes(data.tobytes())
 
 
+def sightings_in_words(ranking: Ranking) -> list[str]:
+    """One line for each person with more than one stay, best first: where they were seen, in order of time."""
+    from services.cli.state import clock
+    from services.contact_sheet import score_in_words
+
+    told = []
+    for sighting in ranking.sightings:
+        if len(sighting.visits) > 1:
+            way = " → ".join(f"{visit.camera_id} {clock(visit.from_ns)[11:19]}" for visit in sighting.visits[:MOST_VISITS])
+            more = f" and {len(sighting.visits) - MOST_VISITS} more stays" if len(sighting.visits) > MOST_VISITS else ""
+            name = sighting.identity_id or "one person"
+            told.append(f"{score_in_words(sighting.score)} {name}: {way}{more}")
+    return told
+
+
 def ranking_table(ranking: Ranking, width: int | None = None) -> str:
     """A ranking as text."""
     from services.cli.state import clock
@@ -171,6 +169,8 @@ def ranking_table(ranking: Ranking, width: int | None = None) -> str:
     with console.capture() as captured:
         if ranking.matches:
             console.print(table)
+            for line in sightings_in_words(ranking):
+                console.print(line)
         else:
             console.print("nobody found")
         console.print(coverage_in_words(ranking) + (", PARTIAL" if ranking.is_partial else ""), style="dim")

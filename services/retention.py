@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,9 +14,12 @@ from pipeline.ports import Gallery
 from pipeline.types import CropReference, Erasure
 from services import audit, wire
 from services.settings import Settings
-from services.topics import ALERTS, ERASURES, RANKINGS, TRACKLETS, dead_letter_topic
+from services.topics import ALERTS, DECISIONS, ERASURES, IDENTITIES, RANKINGS, REEMBEDDINGS, TRACKLETS, dead_letter_topic
 
-CARRIERS = (TRACKLETS, ALERTS, RANKINGS, dead_letter_topic(TRACKLETS), dead_letter_topic(ALERTS))
+CARRIERS = (
+    *(TRACKLETS, REEMBEDDINGS, ALERTS, RANKINGS, DECISIONS, IDENTITIES),
+    *map(dead_letter_topic, (TRACKLETS, ALERTS, DECISIONS)),
+)
 ID_CHARACTERS = 16  # of every tracklet id, pipeline/track/lifecycle.py
 DAY_NS = 86_400_000_000_000
 EVERY_S = 3_600.0
@@ -41,7 +44,7 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
     short to be one is left out: it would meet others. Raises NotReadyError when the index worker that writes this machine's index does
     not remove them in time; it will when it is there again.
     """
-    from services.wiring import erase_from_log, open_broker, open_gallery
+    from services.wiring import erase_from_log, open_broker, open_gallery, open_identities
 
     whole = [tracklet_id for tracklet_id in tracklet_ids if len(tracklet_id) >= ID_CHARACTERS]
     with open_broker(settings) as broker:
@@ -53,6 +56,8 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
         with open_gallery(settings) as gallery:
             known = [tracklet.tracklet_id for tracklet in gallery.tracklets(whole)]
             remove_crops(settings, gallery.delete(known))
+            with open_identities(settings) as identities:
+                identities.remove(whole)
     except NotReadyError:  # another process writes the index: its worker has been told
         known = _wait_until_gone(settings, whole)
     is_in_log = erase_from_log(settings, CARRIERS, whole) is None  # also of those that a first try left half way
@@ -79,25 +84,34 @@ def _wait_until_gone(settings: Settings, tracklet_ids: Sequence[str]) -> list[st
 
 def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
     """Remove everything that ended before ``before_ns`` (0: index.retention_days ago); gives how many tracklets went."""
-    from services.wiring import open_gallery
+    from services.wiring import open_gallery, open_identities
 
     if not before_ns:
         if not settings.index.retention_days:
             return 0
         before_ns = time.time_ns() - int(settings.index.retention_days * DAY_NS)
-    with open_gallery(settings) as gallery:
-        return _expire(settings, gallery, before_ns, issued_by)
+    with open_gallery(settings) as gallery, open_identities(settings) as identities:
+        return _expire(settings, gallery, before_ns, issued_by, lambda ns: identities.remove(identities.ended_before(ns)))
 
 
 @contextmanager
-def keep_retention(settings: Settings, gallery: Gallery, is_wanted: bool = True, every_s: float = EVERY_S) -> Iterator[None]:
-    """While the block runs, remove what is older than index.retention_days: at once, then every ``every_s`` seconds."""
+def keep_retention(
+    settings: Settings,
+    gallery: Gallery,
+    is_wanted: bool = True,
+    every_s: float = EVERY_S,
+    on_expired: Callable[[int], None] = lambda before_ns: None,
+) -> Iterator[None]:
+    """While the block runs, remove what is older than index.retention_days: at once, then every ``every_s`` seconds.
+
+    on_expired: told before which time, when the index holds nothing that ended before it any more.
+    """
     done = threading.Event()
 
     def keep() -> None:
         while True:
             try:
-                _expire(settings, gallery, time.time_ns() - int(settings.index.retention_days * DAY_NS), "index worker")
+                _expire(settings, gallery, time.time_ns() - int(settings.index.retention_days * DAY_NS), "index worker", on_expired)
             except NotReadyError as error:  # a full disk, say: the next hour tries again
                 log.warning("retention put off", extra={"reason": str(error)})
             if done.wait(every_s):
@@ -114,15 +128,17 @@ def keep_retention(settings: Settings, gallery: Gallery, is_wanted: bool = True,
             thread.join()
 
 
-def _expire(settings: Settings, gallery: Gallery, before_ns: int, issued_by: str) -> int:
+def _expire(settings: Settings, gallery: Gallery, before_ns: int, issued_by: str, on_expired: Callable[[int], None]) -> int:
     from services.wiring import open_broker
 
     held = gallery.statistics()
     if not held.tracklets or held.from_ns >= before_ns:
+        on_expired(before_ns)  # what an end between the two removals left
         return 0
     with open_broker(settings) as broker:
         audit.record(broker, "expire", str(before_ns), issued_by, "retention")
     remove_crops(settings, gallery.expire(before_ns))
+    on_expired(before_ns)
     return held.tracklets - gallery.statistics().tracklets
 
 

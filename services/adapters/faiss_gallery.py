@@ -24,7 +24,7 @@ import faiss as untyped_faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, NotReadyError, ReadOnlyStorageError, SpaceMismatchError, StorageFullError
+from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, ReadOnlyStorageError, SpaceMismatchError, StorageFullError
 from pipeline.index.stage import reembedded
 from pipeline.ports import Hit, IndexStatistics
 from pipeline.types import CameraCoverage, CropReference, Embedding, Filter, Reembedding, Tracklet
@@ -53,12 +53,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _SpaceIndex:
-    """The vectors of one space in one segment. positions: int64 (M,) of the segment's columns, one per vector."""
+    """The vectors of one space in one segment. positions: int64 (M,) of the segment's columns, one per vector; on_gpu: exact's copy."""
 
     exact: Any
     positions: NDArray[np.int64]
     coarse: Any = None
     coarse_kind: str = ""
+    on_gpu: Any = None
 
 
 @dataclass(slots=True)
@@ -100,13 +101,15 @@ class FaissGallery:
         coarse_kinds: Sequence[str] | None = None,
         candidates: int = 2_000,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         """Opens or creates the index in ``folder``.
 
         segment_size: rows of a segment; coarse_from: vectors from which a segment may get a coarse index; coarse_kinds: take the first of
         these unmeasured, None: measure; candidates: how many are ranked again exactly (more: better recall, slower); threads: of FAISS,
-        in the whole process.
-        Raises NotReadyError (another writer, naming its pid; read_only and no index there), ReadOnlyStorageError, NewerSchemaError.
+        in the whole process; device: "gpu" searches sealed segments that the filter leaves whole on the first GPU, exactly.
+        Raises MissingDependencyError (no GPU, or FAISS was built without), NotReadyError (another writer, naming its pid; read_only and
+        no index there), ReadOnlyStorageError, NewerSchemaError.
         """
         self.folder = Path(folder)
         self._read_only = read_only
@@ -122,6 +125,7 @@ class FaissGallery:
         self._zone_sets: dict[tuple[str, ...], int] = {}
         self._mark: int | None = None
         self._gone_to, self._sealed_to = 0, -1
+        self._gpu = _gpu_resources() if device == "gpu" else None
         faiss.omp_set_num_threads(threads)
         if not read_only:
             self._take_writer_lock()
@@ -420,7 +424,11 @@ class FaissGallery:
             if index is None:
                 continue
             passes = mask.of(segment)
-            if passes is None and index.coarse is not None and segment.dead < share:
+            if passes is None and index.on_gpu is not None:
+                scores, at = index.on_gpu.search(query[None], min(top_k + segment.dead, len(index.positions)))  # (1, K)
+                keep = (at[0] >= 0) & segment.alive[index.positions[at[0]]]
+                found.add(segment.columns.rows[index.positions[at[0][keep]]], scores[0][keep])
+            elif passes is None and index.coarse is not None and segment.dead < share:
                 asked = max(faiss_coarse.candidates_of(index.coarse_kind, share), 2 * top_k) + segment.dead
                 scores, at = index.coarse.search(query[None], min(asked, len(index.positions)))  # (1, K)
                 keep = (at[0] >= 0) & segment.alive[index.positions[at[0]]]
@@ -450,7 +458,8 @@ class FaissGallery:
         stored = np.frombuffer(files[EXACT].positions, "<i4").astype(np.int64)
         positions = stored if len(stored) else np.arange(len(segment.columns))
         kind = next((each for each in indexes if each != EXACT), "")
-        return _SpaceIndex(indexes[EXACT], positions, indexes.get(kind), faiss_coarse.RABITQ if kind == OF_OLD else kind)
+        on_gpu = _copy_to_gpu(self._gpu, indexes[EXACT], space.dimension) if self._gpu is not None else None
+        return _SpaceIndex(indexes[EXACT], positions, indexes.get(kind), faiss_coarse.RABITQ if kind == OF_OLD else kind, on_gpu)
 
     def _rebuilt(self, segment: _Segment, space: Space) -> _SpaceIndex | None:
         self._damaged[segment.record.segment_id] = segment.record
@@ -608,6 +617,23 @@ def _best_rough(
 def _exact_index(vectors: Vectors, dimension: int) -> Any:
     index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     index.add_sa_codes(np.ascontiguousarray(vectors).view(np.uint8).reshape(len(vectors), -1))  # its code is the float16 itself
+    return index
+
+
+def _gpu_resources() -> Any:
+    """Memory and streams of the first GPU. Raises MissingDependencyError."""
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        raise MissingDependencyError("faiss-gpu with a GPU", "gpu")
+    return faiss.StandardGpuResources()
+
+
+def _copy_to_gpu(resources: Any, exact: Any, dimension: int) -> Any:
+    """The same float16 vectors in the memory of a GPU, for the same exact search."""
+    options = faiss.GpuIndexFlatConfig()
+    options.useFloat16 = True
+    index = faiss.GpuIndexFlatIP(resources, dimension, options)
+    for start in range(0, exact.ntotal, CHUNK):
+        index.add(exact.reconstruct_n(start, min(CHUNK, exact.ntotal - start)))
     return index
 
 

@@ -31,9 +31,14 @@ T = TypeVar("T")
 
 
 class SearchBody(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """A search by words; cameras and zones empty: all."""
+    """A search by words, by somebody already found (tracklet_id), or by both; cameras and zones empty: all.
 
-    text: Words
+    steps: how often a match may lead on to the next by face, voice and clothes; 0: only what is like the tracklet itself.
+    """
+
+    text: Words | None = None
+    tracklet_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    steps: Annotated[int, Meta(ge=0, le=Query.MOST_STEPS)] = 3
     from_: Time | None = None
     to: Time | None = None
     cameras: Names = []
@@ -50,13 +55,20 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "f
             raise BadInputError(f"to must not be before from, got {self.from_} to {self.to}")
         return Query(
             query_id=uuid.uuid4().hex,
-            probes=(_probe(self.text),),
+            probes=self._probes(),
+            steps=self.steps,
             window=Filter(from_ns, to_ns, tuple(self.cameras), tuple(self.zones)),
             top_k=self.top_k or settings.search.top_k,
             deadline_s=self.deadline_s or settings.search.deadline_s,
             issued_by=client,
             purpose=self.purpose.strip(),
         )
+
+    def _probes(self) -> tuple[Probe, ...]:
+        if self.text is None and self.tracklet_id is None:
+            raise BadInputError("a search must say whom to look for: text, tracklet_id or both")
+        words = (_probe(self.text),) if self.text is not None else ()
+        return (*words, *((Probe("tracklet", tracklet_id=self.tracklet_id),) if self.tracklet_id is not None else ()))
 
 
 class WatchBody(msgspec.Struct, forbid_unknown_fields=True):

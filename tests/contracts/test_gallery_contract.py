@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
-from pipeline.errors import BadInputError, NotFoundError, SpaceMismatchError
+from pipeline.errors import BadInputError, MissingDependencyError, NotFoundError, SpaceMismatchError
 from pipeline.ports import Gallery, MediaStore
 from pipeline.types import Attribute, CameraCoverage, CropReference, Embedding, Filter, Gap, Reembedding, Tracklet
 from services.adapters.disk_media import DiskMedia
 from services.adapters.faiss_gallery import FaissGallery
 
+HAS_GPU = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 GALLERIES: dict[str, Callable[[Path], Gallery]] = {
     "faiss": FaissGallery,
     "faiss in small segments": lambda folder: FaissGallery(
         folder, segment_size=20, coarse_from=10, coarse_kinds=("rabitq",), candidates=1000
     ),
 }
+if HAS_GPU:
+    GALLERIES["faiss on a GPU"] = lambda folder: FaissGallery(folder, segment_size=20, device="gpu")
 MEDIA: dict[str, Callable[[Path], MediaStore]] = {"disk": DiskMedia}
 
 
@@ -257,3 +261,20 @@ def test_reembedded_tracklets_are_deleted_whole(gallery: Gallery) -> None:
     gallery.delete(["tracklet-9"])
     assert "tracklet-9" not in ids_of(gallery.search(Embedding("body", "body@2", vector(909, 48)), Filter(), 100))
     assert gallery.statistics().by_modality["body"] == {"body@1": 39, "body@2": 39}
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_without_a_gpu_asking_for_one_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependencyError, match="faiss-gpu with a GPU"):
+        FaissGallery(tmp_path / "index", device="gpu")
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU: the index on one was not tried")
+def test_the_index_on_a_gpu_answers_like_that_on_the_cpu(tmp_path: Path) -> None:
+    with FaissGallery(tmp_path / "index", segment_size=20, coarse_from=10_000) as gallery:
+        gallery.upsert([tracklet(number) for number in range(100)])
+        wanted = gallery.search(Embedding("body", "body@1", vector(5000)), Filter(), 30)
+    with FaissGallery(tmp_path / "index", read_only=True, device="gpu") as gallery:
+        found = gallery.search(Embedding("body", "body@1", vector(5000)), Filter(), 30)
+    assert ids_of(found) == ids_of(wanted)
+    assert [hit.similarity for hit in found] == pytest.approx([hit.similarity for hit in wanted], abs=2e-3)

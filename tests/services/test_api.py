@@ -215,6 +215,15 @@ def test_a_search_is_of_its_window(api: int) -> None:
     assert [match["tracklet_id"] for match in south.body["matches"]] == ["t-blue"]
 
 
+@pytest.mark.usefixtures("worker")
+def test_somebody_found_leads_to_others_like_them(api: int) -> None:
+    answer = ask(api, "POST", "/v1/searches", {"tracklet_id": "t-red", "purpose": WHY})
+    assert answer.status == 200
+    assert "t-red" not in [match["tracklet_id"] for match in answer.body["matches"]]
+    gone = ask(api, "POST", "/v1/searches", {"tracklet_id": "t-404", "purpose": WHY})
+    assert (gone.status, gone.body["error"].split(":")[0]) == (422, "tracklet 't-404' is not in the index")
+
+
 def test_a_ranking_that_is_not_there_in_time_is_fetched_later(api: int, broker: SqliteBroker) -> None:
     started_s = time.monotonic()
     answer = ask(api, "POST", "/v1/searches", red_search(deadline_s=0.2))
@@ -248,7 +257,9 @@ def test_words_that_cannot_be_seen_are_bad_input(api: int) -> None:
     ("body", "says"),
     [
         ({"text": "red"}, "purpose must say why"),
-        ({"purpose": WHY}, "missing required field `text`"),
+        ({"purpose": WHY}, "a search must say whom to look for: text, tracklet_id or both"),
+        (red_search(tracklet_id=""), "tracklet_id: expected `str` of length >= 1"),
+        (red_search(steps=11), "steps: expected `int` <= 10"),
         (red_search(text="   "), "text must describe somebody"),
         (red_search(text="x" * 1_001), "text: expected `str` of length <= 1000"),
         (red_search(top_k=1_001), "top_k: expected `int` <= 1000"),
