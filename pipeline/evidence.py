@@ -6,6 +6,7 @@ short-term connection, and each modality weighs as much as its own sample's qual
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -94,3 +95,15 @@ def compare(associator: Associator, ours: Sequence[Embedding], theirs: Sequence[
 def gap_between_s(first: tuple[int, int], second: tuple[int, int]) -> float:
     """Seconds between two stretches of time (from_ns, to_ns); 0 where they overlap."""
     return max(first[0] - second[1], second[0] - first[1], 0) / 1e9
+
+
+def is_out_of_reach(
+    here: tuple[float, float] | None, there: tuple[float, float] | None, gap_s: float, top_speed_m_s: float, view_m: float
+) -> bool:
+    """Whether nobody gets from one camera to the other in ``gap_s``: positions in metres, None where nobody said; a speed of 0: any.
+
+    view_m: people of cameras no farther apart may be in both pictures.
+    """
+    if not top_speed_m_s or here is None or there is None:
+        return False
+    return math.dist(here, there) - view_m > top_speed_m_s * gap_s

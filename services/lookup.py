@@ -99,11 +99,11 @@ def run_search(settings: Settings, request: SearchRequest) -> Answer:
         issued_by=request.issued_by,
         purpose=request.purpose,
     )
-    with wiring.open_gallery(settings, read_only=True) as gallery:
-        with wiring.open_broker(settings) as broker:
-            details = {"probes": audit.kinds(probes), "cameras": list(request.window.cameras)}
-            audit.record(broker, "search", query.query_id, request.issued_by, request.purpose, details)
-        ranking = wiring.search_stage(settings, gallery).search(query, started_s=started_s)
+    with wiring.open_gallery(settings, read_only=True) as gallery, wiring.open_broker(settings) as broker:
+        details = {"probes": audit.kinds(probes), "cameras": list(request.window.cameras)}
+        audit.record(broker, "search", query.query_id, request.issued_by, request.purpose, details)
+        with wiring.open_search(settings, gallery, broker) as stage:
+            ranking = stage.search(query, started_s=started_s)
     if request.sheet is not None:
         write_sheet(settings, request.sheet, [(title_of(probes), ranking)])
     return Answer(ranking, heard)

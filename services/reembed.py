@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embed import pool
 from pipeline.errors import BadInputError
-from pipeline.ports import Broker, Gallery, LookEncoder, MediaStore
-from pipeline.types import CropReference, Embedding, Filter, Reembedding, Tracklet
+from pipeline.faces import BEST_FACES, HEAD_PART, of_one_person, own_face
+from pipeline.ports import Broker, FaceEncoder, Gallery, LookEncoder, MediaStore
+from pipeline.shots import pool
+from pipeline.types import FACE, CropReference, Embedding, Filter, Reembedding, Tracklet
 from services import wire
 from services.contact_sheet import is_context
 from services.crops import load
@@ -54,6 +55,29 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Faces:
+    """The Describer of faces: the person's own in each crop, the best few that agree pooled, as the ingest line does.
+
+    same_face: the cosine from which on two faces are taken for one person's.
+    """
+
+    def __init__(self, encoder: FaceEncoder, same_face: float) -> None:
+        self._encoder, self._same_face = encoder, same_face
+        self.space = encoder.space
+
+    def describe(self, crops: Sequence[Pixels], quality: Sequence[float]) -> tuple[Embedding, ...]:
+        """See Describer; ``quality`` is of the bodies, and is not used: a face has its own."""
+        own = []
+        for crop in crops:
+            height, width = crop.shape[:2]
+            head = np.ascontiguousarray(crop[: max(int(height * HEAD_PART), min(height, width), 2)])
+            own.append(own_face(self._encoder.faces(head), (0.0, 0.0, float(width), float(height))))
+        found = sorted((face.embedding for face in own if face is not None and face.embedding is not None), key=lambda each: -each.quality)
+        best = of_one_person(found, self._same_face)[:BEST_FACES]
+        pooled = pool([each.vector for each in best], [each.quality for each in best], FACE, self.space)
+        return (pooled,) if pooled is not None else ()
 
 
 class Looks:

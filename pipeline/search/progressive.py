@@ -16,9 +16,11 @@ from pipeline.calibration import score
 from pipeline.errors import SpaceMismatchError
 from pipeline.evidence import LONG_TERM, Associator, Evidence, compare, gap_between_s
 from pipeline.ports import Gallery
-from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Step, Tracklet
+from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Link, Step, Tracklet
 
 LEADS = (FACE, VOICE, BODY)
+CUT = "different"  # the verdict of a link that an operator cut
+CONFIRMED = "operator"  # what led on where two tracklets share nothing but an operator's word
 HAND_OVER_S = 0.5  # two tracks of one person may overlap so long where one hands over to the other
 
 
@@ -57,7 +59,8 @@ class _Walk:
 class Walker:
     """Walks from tracklets that are probably the person to others.
 
-    associator: cosines to log-odds; lookup: stored tracklets by id; allowed: whether two tracklets can be one person at all (travel time).
+    associator: cosines to log-odds; allowed: whether two tracklets can be one person at all (travel time); links: of a tracklet, as they
+    were made before the question was asked, also those that an operator cut.
     """
 
     def __init__(
@@ -66,11 +69,12 @@ class Walker:
         associator: Associator,
         rules: WalkRules | None = None,
         allowed: Callable[[Tracklet, Tracklet], bool] = lambda one, other: True,
+        links: Callable[[str], Sequence[Link]] = lambda tracklet_id: (),
     ) -> None:
         self._gallery = gallery
         self._associator = associator
         self._rules = rules or WalkRules()
-        self._allowed = allowed
+        self._allowed, self._links = allowed, links
 
     def walk(
         self,
@@ -119,12 +123,18 @@ class Walker:
             for tracklet_id in self._near(embedding, self._window(embedding, here.tracklet, window)):
                 ids[tracklet_id] = None
             walk.searches += 1
-        ids.pop(here.tracklet.tracklet_id, None)
+        own = here.tracklet.tracklet_id
+        links = {link.second if link.first == own else link.first: link for link in self._links(own)}
+        ids |= dict.fromkeys(links)
+        ids = {each: None for each in ids if each not in links or links[each].verdict != CUT}
+        ids.pop(own, None)
         before = [walk.best[step.from_tracklet].tracklet for step in here.path if step.from_tracklet]
         reached = []
         for other in self._gallery.tracklets(list(ids)):
             against = min([walk.objection(other), *(self._objection(earlier, other) for earlier in before)])
             step = self.step(here.tracklet, other, against)
+            if other.tracklet_id in links and math.isfinite(against):
+                step = linked(step, links[other.tracklet_id], here.tracklet.tracklet_id)
             if step is not None and step.probability * here.probability >= self._rules.least:
                 reached.append(Found(other, step.probability * here.probability, (*here.path, step)))
         return reached
@@ -168,6 +178,16 @@ class Walker:
         return replace(window, from_ns=from_ns, to_ns=max(from_ns, min(window.to_ns, tracklet.ended_at_ns + horizon_ns)))
 
 
+def linked(step: Step | None, link: Link, from_tracklet: str) -> Step | None:
+    """The surer of a step and a link that was made before, which had more to go by; an operator's confirmation among them."""
+    if step is not None and step.probability >= link.probability:
+        return step
+    modality = max(link.similarities, key=lambda each: link.log_odds.get(each, 0.0), default="" if step is None else step.modality)
+    if not modality:
+        modality = CONFIRMED
+    return Step(from_tracklet, modality, link.similarities.get(modality, 0.0), link.gap_s, link.probability)
+
+
 def step_of(evidence: Evidence, from_tracklet: str, caution: float) -> Step:
     """The step that some evidence allows; its modality is the one that speaks most for it."""
     modality = max(evidence.log_odds, key=lambda each: evidence.log_odds[each])
@@ -201,6 +221,8 @@ def path_in_words(path: Sequence[Step]) -> str:
 
 
 def _step_in_words(step: Step) -> str:
+    if step.modality == CONFIRMED:
+        return "confirmed by an operator"
     if step.modality in LONG_TERM or not step.from_tracklet:
         return f"{step.modality} {step.similarity:.2f}"
     return f"{step.modality} {within(step.gap_s)} {step.similarity:.2f}"

@@ -17,7 +17,7 @@ from pipeline.probes import Part, reasons, resolve
 from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
 from pipeline.search.progressive import Found, Walker, is_seen, path_in_words
 from pipeline.search.trajectory import visits
-from pipeline.types import FACE, Coverage, Embedding, Filter, Match, Query, Ranking, Sighting, Step, Tracklet
+from pipeline.types import FACE, Coverage, Embedding, Filter, Identity, Match, Query, Ranking, Sighting, Step, Tracklet
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
@@ -41,8 +41,8 @@ class Identities(Protocol):
         """Tracklet id -> identity id, of those that belong to one."""
         ...
 
-    def members(self, identity_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Identity id -> the ids of its tracklets."""
+    def identity(self, identity_id: str) -> Identity | None:
+        """Its tracklets, None where there is none of that id."""
         ...
 
 
@@ -209,7 +209,8 @@ class SearchStage:
         """The matches by person: those of one identity, and those that a path joins."""
         groups = by_person(matches)
         linked = sorted({match.identity_id for match in matches if match.identity_id})
-        members = self._identities.members(linked) if self._identities is not None and linked else {}
+        known_identities = [self._identities.identity(each) for each in linked] if self._identities is not None else []
+        members = {each.identity_id: each.tracklet_ids for each in known_identities if each is not None}
         missing = [each for ids in members.values() for each in ids if each not in candidates]
         known = dict(candidates) | {each.tracklet_id: each for each in self._gallery.tracklets(missing)}
         made = []

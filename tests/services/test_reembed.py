@@ -12,13 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError
+from pipeline.ports import Face
 from pipeline.types import BODY, CropReference, Embedding, Filter, Tracklet, Vectors
 from services.adapters.disk_media import DiskMedia
 from services.adapters.faiss_gallery import FaissGallery
 from services.adapters.sqlite_broker import SqliteBroker
 from services.crops import to_jpeg
 from services.index import IndexHandler, index_worker
-from services.reembed import Looks, Progress, reembed
+from services.reembed import Faces, Looks, Progress, reembed
 from services.topics import create_all
 from tests.fakes import NOON_NS, S, a_tracklet, embedding
 
@@ -126,3 +127,23 @@ def test_looks_are_pooled_as_the_ingest_line_pools_them() -> None:
     assert made.vector.tolist() == pytest.approx([0.9487, 0.3162], abs=1e-3)
     with pytest.raises(BadInputError, match="must give face vectors"):
         Looks(Encoder(), "face")
+
+
+def test_faces_are_the_persons_own_and_those_that_agree() -> None:
+    """The stranger in the second crop's background is a better picture, and stays out; the third crop shows nobody's face."""
+
+    class Encoder:
+        space = "face@2"
+
+        def __init__(self) -> None:
+            centre, corner = np.array([35, 5, 65, 35], np.float32), np.array([0, 20, 8, 28], np.float32)
+            own, stranger = Embedding("face", "face@2", [1, 0], 0.6), Embedding("face", "face@2", [0, 1], 1.0)
+            self.answers = [[Face(centre, 1.0, 0.6, own)], [Face(corner, 1.0, 1.0, stranger), Face(centre, 1.0, 0.6, own)], []]
+
+        def faces(self, bgr):  # type: ignore[no-untyped-def]
+            return self.answers.pop(0)
+
+    crop = np.zeros((250, 100, 3), np.uint8)
+    (made,) = Faces(Encoder(), 0.5).describe([crop] * 3, [0.5] * 3)
+    assert (made.modality, made.vector.tolist()) == ("face", [1.0, 0.0])
+    assert Faces(Encoder(), 0.5).describe([], []) == ()

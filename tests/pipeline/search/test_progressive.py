@@ -10,7 +10,7 @@ from pipeline.evidence import PlainAssociator
 from pipeline.search.progressive import Found, Walker, WalkRules, path_in_words, within
 from pipeline.search.stage import SearchStage
 from pipeline.search.trajectory import visits
-from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Match, Probe, Query, Ranking, Step, Tracklet
+from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Identity, Link, Match, Probe, Query, Ranking, Step, Tracklet
 from tests.fakes import NOON_NS, InMemoryGallery, S, a_tracklet
 from tests.fakes import embedding as vector
 
@@ -151,13 +151,31 @@ def test_what_was_linked_before_is_one_sighting_with_members_that_no_search_foun
         def identity_of(self, tracklet_ids):  # type: ignore[no-untyped-def]
             return {each: "person-1" for each in tracklet_ids if each in ("face", "stranger")}
 
-        def members(self, identity_ids):  # type: ignore[no-untyped-def]
-            return dict.fromkeys(identity_ids, ("face", "stranger"))
+        def identity(self, identity_id):  # type: ignore[no-untyped-def]
+            return Identity(identity_id, ("face", "stranger"))
 
     stage = SearchStage(InMemoryGallery(*people()), None, CALIBRATION, identities=Linked())
     ranking = stage.search(portrait(steps=0, top_k=1))
     assert ranking.matches[0].identity_id == "person-1"
     assert [visit.camera_id for visit in ranking.sightings[0].visits] == ["north", "west"]
+
+
+def test_an_operators_confirmation_leads_on_and_a_cut_does_not() -> None:
+    words = (
+        Link("face", "stranger", 0.99, made_by="operator", verdict="same"),
+        Link("face", "voice", 0.0, made_by="operator", verdict="different"),
+    )
+    ranking = stage_over(InMemoryGallery(*people()), links=lambda name: [each for each in words if name in (each.first, each.second)])
+    found = ranking.search(portrait())
+    assert probable(found) == ["face", "stranger"]
+    assert match_of(found, "stranger").why[0] == "face 1.00 → confirmed by an operator"
+
+
+def test_a_link_made_before_counts_where_it_is_surer_than_the_step() -> None:
+    known = Link("voice", "coat", 0.97, {BODY: 0.98}, {BODY: 5.0}, 1198.0)
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [known] if name in ("voice", "coat") else [])
+    before = match_of(answered(portrait()), "coat").path[-1].probability
+    assert match_of(stage.search(portrait()), "coat").path[-1].probability == max(before, 0.97)
 
 
 def test_the_walk_takes_the_most_probable_way() -> None:
