@@ -39,6 +39,8 @@ CONTEXT_HEIGHT = 166
 WHY_LINES, WHY_PITCH = 4, 19
 CARD_HEIGHT = PADDING + SHOT_HEIGHT + 10 + CONTEXT_HEIGHT + 12 + WHY_LINES * WHY_PITCH + PADDING
 PAGE_WIDTH = 2 * MARGIN + COLUMNS * CARD_WIDTH + (COLUMNS - 1) * GAP
+MOST_WAYS = 3  # people whose way over the cameras is written out
+MOST_VISITS = 12  # of a person, in one line
 MOST_NOTES = 3
 
 # The words are for people who do not read numbers first. They promise little: a score is made as if right and wrong were equally many.
@@ -91,6 +93,18 @@ def coverage_in_words(ranking: Ranking) -> str:
     return "searched " + "  ·  ".join([*parts, f"{ranking.elapsed_s:.2f} s"])
 
 
+def sightings_in_words(ranking: Ranking) -> list[str]:
+    """One line for each person with more than one stay, best first: where they were seen, in order of time."""
+    told = []
+    for sighting in ranking.sightings:
+        if len(sighting.visits) > 1:
+            way = " → ".join(f"{visit.camera_id} {_clock(visit.from_ns)}" for visit in sighting.visits[:MOST_VISITS])
+            more = f" and {len(sighting.visits) - MOST_VISITS} more stays" if len(sighting.visits) > MOST_VISITS else ""
+            name = sighting.identity_id or "one person"
+            told.append(f"{score_in_words(sighting.score)} {name}: {way}{more}")
+    return told
+
+
 # ------------------------------------------------------------------------------------------------ parts of a page
 
 
@@ -128,7 +142,8 @@ def _section_head(pen: Pen, title: str, ranking: Ranking, subtitle: str) -> Pixe
     room = PAGE_WIDTH - 2 * MARGIN
     titles = pen.wrap(title, room - 140, Ink(28, 700, BRIGHT), most=2)
     notes = [line for note in ranking.coverage.notes[:MOST_NOTES] for line in pen.wrap(f"note: {note}", room, Ink(15, 400, AMBER), most=2)]
-    page = _blank(26 + 36 * len(titles) + (22 if subtitle else 0) + 24 + 21 * len(notes) + 14)
+    ways = [line for told in sightings_in_words(ranking)[:MOST_WAYS] for line in pen.wrap(told, room, Ink(15, 600, BRIGHT), most=2)]
+    page = _blank(26 + 36 * len(titles) + (22 if subtitle else 0) + 24 + 21 * (len(ways) + len(notes)) + 14)
     y = 20
     for line in titles:
         y += 36
@@ -141,6 +156,9 @@ def _section_head(pen: Pen, title: str, ranking: Ranking, subtitle: str) -> Pixe
     y += 23
     coverage = Ink(15, 400, DIM)
     pen.write(page, pen.fit(coverage_in_words(ranking), room, coverage), (MARGIN, y), coverage)
+    for line in ways:
+        y += 21
+        pen.write(page, line, (MARGIN, y), Ink(15, 600, BRIGHT))
     for line in notes:
         y += 21
         pen.write(page, line, (MARGIN, y), Ink(15, 400, AMBER))
@@ -231,6 +249,10 @@ def is_context(crop: CropReference) -> bool:
 
 def _words_of(score: float) -> tuple[str, Colour]:
     return next((words, colour) for least, words, colour in WORDS if round(score, 2) >= least or least == 0.0)
+
+
+def _clock(at_ns: int) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(at_ns // 1_000_000_000))
 
 
 def _counted(number: int, noun: str) -> str:

@@ -20,8 +20,6 @@ from services.portraits import portrait_probe
 from services.portraits import read_picture as read_picture
 from services.settings import Settings
 
-MOST_VISITS = 12  # of a person, in one line
-
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
@@ -131,25 +129,10 @@ def write_sheet(settings: Settings, path: Path, rankings: Sequence[tuple[str, Ra
     path.write_bytes(data.tobytes())
 
 
-def sightings_in_words(ranking: Ranking) -> list[str]:
-    """One line for each person with more than one stay, best first: where they were seen, in order of time."""
-    from services.cli.state import clock
-    from services.contact_sheet import score_in_words
-
-    told = []
-    for sighting in ranking.sightings:
-        if len(sighting.visits) > 1:
-            way = " → ".join(f"{visit.camera_id} {clock(visit.from_ns)[11:19]}" for visit in sighting.visits[:MOST_VISITS])
-            more = f" and {len(sighting.visits) - MOST_VISITS} more stays" if len(sighting.visits) > MOST_VISITS else ""
-            name = sighting.identity_id or "one person"
-            told.append(f"{score_in_words(sighting.score)} {name}: {way}{more}")
-    return told
-
-
 def ranking_table(ranking: Ranking, width: int | None = None) -> str:
     """A ranking as text."""
     from services.cli.state import clock
-    from services.contact_sheet import coverage_in_words, score_in_words
+    from services.contact_sheet import coverage_in_words, score_in_words, sightings_in_words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("#", "score", "", "camera", "UTC", "tracklet"):

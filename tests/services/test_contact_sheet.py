@@ -8,8 +8,18 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.types import CameraCoverage, Coverage, CropReference, Gap, Match, Ranking
-from services.contact_sheet import CARD, CARD_WIDTH, PADDING, PAGE_WIDTH, contact_page, contact_sheet, coverage_in_words, score_in_words
+from pipeline.types import CameraCoverage, Coverage, CropReference, Gap, Match, Ranking, Sighting, Visit
+from services.contact_sheet import (
+    CARD,
+    CARD_WIDTH,
+    PADDING,
+    PAGE_WIDTH,
+    contact_page,
+    contact_sheet,
+    coverage_in_words,
+    score_in_words,
+    sightings_in_words,
+)
 from services.crops import to_jpeg
 from services.typography import Ink, Pen
 from tests.fakes import NOON_NS, InMemoryMedia, S, noise
@@ -136,3 +146,18 @@ def test_what_is_written_is_as_wide_as_measured(pen: Pen) -> None:
     assert abs(written - pen.width("probably 0.82 in gate", INK)) <= 1
     assert columns.min() >= 8
     assert columns.max() <= 10 + written + 3
+
+
+def test_the_way_of_a_person_over_the_cameras_is_written_above_the_matches() -> None:
+    stays = tuple(
+        Visit(name, NOON_NS + at * S, NOON_NS + (at + 9) * S, (name,)) for name, at in (("north", 0), ("hall", 65), ("south", 3700))
+    )
+    ranking = a_ranking(a_match(), sightings=(Sighting("", 0.9, stays), Sighting("p2", 0.4, stays[:1])))
+    assert sightings_in_words(ranking) == ["probably one person: north 22:13:20 → hall 22:14:25 → south 23:15:00"]
+    plain = contact_sheet(a_ranking(a_match()), media(a_match()), "a portrait")
+    assert contact_sheet(ranking, media(a_match()), "a portrait").shape[0] > plain.shape[0]
+
+
+def test_very_many_stays_are_counted() -> None:
+    stays = tuple(Visit(f"c{number}", NOON_NS + number * S, NOON_NS + number * S, ("t",)) for number in range(20))
+    assert sightings_in_words(a_ranking(sightings=(Sighting("", 0.8, stays),)))[0].endswith("c11 22:13:31 and 8 more stays")
