@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ LEAST_GAIN = 1.5  # an index that is not so many times as fast as looking at eve
 LEAST_DIMENSION = 64  # an exact scan of shorter vectors is quick
 TRIAL = 32_768  # vectors of a trial
 PROBES, NEAREST = 48, 10
+GATHERED = 256  # so few vectors are quicker fetched one by one than looked for in a scan
 CHUNK = 16_384  # vectors converted at a time while building
 
 Float16 = NDArray[np.float16]
@@ -70,6 +71,19 @@ def candidates_of(kind: str, wanted: int) -> int:
     return max(wanted // 8, 64) if kind == HNSW else wanted
 
 
+def among(exact: Any, at: NDArray[Any], probe: NDArray[np.float32], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The ``top_k`` nearest to ``probe`` (D,) of the vectors at the places ``at`` (K,) of an exact index: places, cosines, best first."""
+    if len(at) <= GATHERED:
+        cosines = exact.reconstruct_batch(at) @ probe if len(at) else np.zeros(0, np.float32)
+        order = np.argsort(-cosines, kind="stable")[:top_k]
+        return at[order], cosines[order]
+    allowed = np.zeros(exact.ntotal, bool)
+    allowed[at] = True
+    parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+    cosines, places = exact.search(probe[None], min(top_k, len(at)), params=parameters)  # (1, K)
+    return places[0], cosines[0]
+
+
 def measure(index: Any, kind: str, exact: Any, vectors: Float16, candidates: int) -> Quality:
     """Recall and speed of ``index`` with re-ranking, against ``exact``, over the same vectors (N, D)."""
     rows = np.unique(np.linspace(0, len(vectors) - 1, PROBES).astype(np.int64))  # the same ones each time: a choice can be repeated
@@ -82,8 +96,7 @@ def measure(index: Any, kind: str, exact: Any, vectors: Float16, candidates: int
         exact_s.append(time.perf_counter() - started)
         started = time.perf_counter()
         found = index.search(probe[None], asked)[1][0]
-        found = found[found >= 0]
-        ranked = found[np.argsort(-(exact.reconstruct_batch(found) @ probe), kind="stable")][: NEAREST + 1]
+        ranked, _ = among(exact, found[found >= 0], probe, NEAREST + 1)
         coarse_s.append(time.perf_counter() - started)
         others = nearest[nearest != row][:NEAREST]
         hits += len(np.intersect1d(others, ranked))
@@ -91,12 +104,16 @@ def measure(index: Any, kind: str, exact: Any, vectors: Float16, candidates: int
     return Quality(hits / max(wanted, 1), float(np.median(exact_s) / max(float(np.median(coarse_s)), 1e-9)))
 
 
-def choose(vectors: Float16, exact_of: Callable[[Float16], Any], candidates: int) -> str:
-    """The first of KINDS that is good enough on a part of ``vectors`` (N, D); "" when none is: then everything is looked at.
+def choices(vectors: Float16, exact_of: Callable[[Float16], Any], candidates: int, before: str = "") -> Iterator[str]:
+    """Those of KINDS that are good enough on a part of ``vectors`` (N, D), the cheapest first; ``before``: what was good last time.
 
     exact_of: vectors -> their exact index; candidates: ranked again exactly of all N.
     """
+    if before:
+        yield before
     part = vectors[:: max(1, len(vectors) // TRIAL)]
     exact = exact_of(part)
     share = max(10 * NEAREST, candidates * len(part) // len(vectors))
-    return next((kind for kind in KINDS if measure(build(kind, part), kind, exact, part, share).is_enough), "")
+    for kind in KINDS:
+        if kind != before and measure(build(kind, part), kind, exact, part, share).is_enough:
+            yield kind

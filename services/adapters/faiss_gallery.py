@@ -43,7 +43,6 @@ EXACT = "exact"
 OF_OLD = "coarse"  # what a RaBitQ file was called when there was no other kind
 DATABASE = "index.sqlite"
 LARGEST_ROW = 2**54  # row << SPACE_BITS still fits SQLite's integer
-GATHERED = 256  # so few vectors are quicker fetched one by one than looked for in a scan
 CHUNK = 16_384  # vectors converted at a time while building
 
 Vectors = NDArray[np.float16]
@@ -278,9 +277,7 @@ class FaissGallery:
             return kind, faiss_coarse.build(kind, vectors) if kind else None, 0.0
         if space.dimension < faiss_coarse.LEAST_DIMENSION:
             return "", None, 0.0
-        for kind in dict.fromkeys((self._chosen_before(space), faiss_coarse.choose(vectors, _exact_of, self._candidates))):
-            if not kind:
-                continue
+        for kind in faiss_coarse.choices(vectors, _exact_of, self._candidates, self._chosen_before(space)):
             index = faiss_coarse.build(kind, vectors)
             quality = faiss_coarse.measure(index, kind, exact, vectors, self._candidates)
             logger.info("coarse index", extra={"space": space.space, "kind": kind, "recall": quality.recall, "gain": quality.gain})
@@ -436,8 +433,8 @@ class FaissGallery:
             else:
                 found.add(*_exact_search(segment, index, passes, query, top_k))
         for segment, index, at in _best_rough(rough, candidates):
-            vectors = index.exact.reconstruct_batch(at)  # (K, D)
-            found.add(segment.columns.rows[index.positions[at]], vectors @ query)
+            nearest, similarities = faiss_coarse.among(index.exact, at, query, top_k)
+            found.add(segment.columns.rows[index.positions[nearest]], similarities)
         return found.top(top_k)
 
     def _loaded(self, segment: _Segment, space: Space) -> _SpaceIndex | None:
@@ -592,12 +589,8 @@ def _exact_search(
         count = int(np.count_nonzero(allowed))
         if count == 0:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        if count <= GATHERED:
-            few = np.flatnonzero(allowed)
-            return segment.columns.rows[index.positions[few]], index.exact.reconstruct_batch(few) @ query
-        bitmap = np.packbits(allowed, bitorder="little")
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
-        similarities, at = index.exact.search(query[None], min(top_k, count), params=parameters)  # (1, K)
+        nearest, found = faiss_coarse.among(index.exact, np.flatnonzero(allowed), query, top_k)
+        return segment.columns.rows[index.positions[nearest]], found
     keep = at[0] >= 0
     return segment.columns.rows[index.positions[at[0][keep]]], similarities[0][keep]
 
