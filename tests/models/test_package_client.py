@@ -41,6 +41,15 @@ def test_one_version_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert client.commands[0][-1] == asked
 
 
+def test_a_wheel_of_another_machine_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(archive="thing.whl")
+    monkeypatch.setattr(subprocess, "run", client)
+    PackageClient(tmp_path / "tools").archive("pypi", "thing", "1.0.0", tmp_path, wheel="3.11 manylinux_2_28_x86_64")
+    command = " ".join(client.commands[0])
+    assert " download --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 --quiet " in command
+    assert command.endswith("thing==1.0.0")
+
+
 @pytest.mark.usefixtures("npm_is_here")
 @pytest.mark.parametrize("ecosystem", ["npm", "pypi"])
 def test_offline_the_error_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ecosystem: str) -> None:

@@ -324,5 +324,5 @@ def test_without_npm_one_is_installed_from_a_python_package_once(tmp_path: Path,
 
 
 def test_the_weights_of_this_project_are_those_the_manifest_names(tmp_path: Path) -> None:
-    own = ["detector-retriever", "detector-retriever-people", "detector-retriever-cells"]
+    own = ["detector-retriever", "detector-retriever-people", "detector-retriever-cells", "voice-channels", "association"]
     assert Registry(tmp_path).verify(own) == [f"{name}: genuine" for name in own]
