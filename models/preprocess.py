@@ -39,6 +39,29 @@ def network_size(frame_width: int, frame_height: int, side: int, stride: int = 3
     return min(whole[0], side), min(whole[1], side)
 
 
+def cut_out(bgr: Pixels, matrix: NDArray[np.float64], side: int) -> Pixels:
+    """(side, side, 3) of a picture under ``matrix`` (2, 3), picture pixels to those of the cut; outside of the picture its edge goes on.
+
+    Pixels are areas: (0, 0) is a corner of the picture, not the middle of its first pixel. What shrinks is averaged.
+    """
+    corners = np.asarray([[0, 0], [side, 0], [0, side], [side, side]], np.float64)
+    back = np.linalg.inv(matrix[:, :2])
+    there = (corners - matrix[:, 2]) @ back.T  # (4, 2), in the picture
+    height, width = bgr.shape[:2]
+    first = np.clip(np.floor(there.min(axis=0)) - 2, 0, [width - 1, height - 1]).astype(int)
+    last = np.clip(np.ceil(there.max(axis=0)) + 2, first + 1, [width, height]).astype(int)
+    part = bgr[first[1] : last[1], first[0] : last[0]]
+    turn, shift = matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ first
+    scale = float(np.sqrt(abs(np.linalg.det(turn))))
+    if scale < 0.5:
+        inner = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+        turn = turn @ np.diag([part.shape[1] / inner[0], part.shape[0] / inner[1]])
+        part = cv2.resize(part, inner, interpolation=cv2.INTER_AREA)
+    by_centre = np.concatenate([turn, (shift + turn @ [0.5, 0.5] - 0.5)[:, None]], axis=1)
+    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.warpAffine(part, by_centre, (side, side), flags=how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
 def open_session(model: Path | bytes, threads: int = 1) -> Any:
     """An onnxruntime session on the CPU whose threads do not spin when idle: a machine is shared with decoders and other cameras."""
     options = onnxruntime.SessionOptions()

@@ -18,19 +18,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.faces import TrackFaces
 from pipeline.geometry import Float32, areas, clip_to_frame, feet, inside_polygon, intersections
-from pipeline.ports import Face, FaceEncoder, LookEncoder
+from pipeline.ports import FaceEncoder, LookEncoder
+from pipeline.shots import pool as pool
+from pipeline.shots import sharpness as sharpness
+from pipeline.shots import thinned
 from pipeline.types import TEXT, Attribute, Camera, CropReference, Embedding, Frame, Tracklet, Vectors
 
 Pixels = NDArray[np.uint8]
 
 BUCKET_NS = 250_000_000  # at most one shot a quarter of a second: neighbours in time show the same thing
 FULL_SIZE_PX = 200.0  # a person this high shows all that the encoders can use
-HALF_SHARP = 60.0  # Laplacian variance at which half the sharpness is granted; CCTV crops lie between 20 and 2,000
-SHARPNESS_SIDE_PX = 96  # sharpness is taken on a crop thinned to about this height
 CONTEXT_WIDTH_PX = 640
 CONTEXT_GAIN = 1.25  # a new context picture only for a clearly better shot: making it costs more than a crop
 MARK_BGR = (64, 200, 255)
+WORTH_SAYING = 0.2  # merit of a head crop, below which a face that it may show is not worth a revision of its own
 HEIGHT_MEMORY = 0.8  # of the usual height at each look; people grow and shrink slowly as they walk
 HEIGHT_STRAY = 0.1  # a box this share higher or lower than usual counts e^-1: it took in somebody else, or lost the legs
 
@@ -55,20 +58,21 @@ class Track(Protocol):
 @dataclass(frozen=True, slots=True)
 class EmbedRules:
     """best_shots: crops kept per track; better_by: quality gain that is worth a new revision, at least every_s after the last;
-    least_face_crop_px: below this crop height no face is looked for; keep_context: one small picture of the whole frame."""
+    keep_context: one small picture of the whole frame; same_face: the cosine at which two faces are as likely those of one person as
+    those of two, in the face encoder's space."""
 
     best_shots: int = 4
     better_by: float = 1.5
     every_s: float = 2.0
-    least_face_crop_px: int = 96
     keep_context: bool = True
+    same_face: float = 0.45
     batch_size: int = 32
 
 
 @dataclass(slots=True, eq=False)
 class Shot:
     """One look at a person. slot: its place in the media store; vectors: by modality, from the detector or filled in by the encoder;
-    is_encoded: its vectors are whole and its face was looked for."""
+    is_encoded: its vectors are whole."""
 
     slot: int
     at_ns: int
@@ -76,7 +80,6 @@ class Shot:
     crop: Pixels
     quality: float
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    face: Face | None = None
     is_encoded: bool = False
     is_stored: bool = False
 
@@ -103,11 +106,13 @@ class Revision:
 
 @dataclass(slots=True)
 class EmbedTimes:
-    """Seconds spent since the stage was made, for the metrics. shots_encoded: crops that went through the encoder."""
+    """Seconds spent since the stage was made, for the metrics. shots_encoded: crops that went through the encoder; heads_searched: those
+    in which faces were looked for."""
 
     observe_s: float = 0.0
     encode_s: float = 0.0
     shots_encoded: int = 0
+    heads_searched: int = 0
 
 
 def occlusions(xyxy: Float32) -> Float32:
@@ -129,18 +134,6 @@ def crowding(xyxy: Float32) -> Float32:
     np.fill_diagonal(shared, 0.0)
     share: Float32 = np.clip(shared.max(axis=1) / np.maximum(areas(xyxy), 1.0), 0, 1).astype(np.float32)
     return share
-
-
-def sharpness(crop: Pixels) -> float:
-    """0..1: how much fine detail a BGR crop (h, w, 3) shows, from the variance of its Laplacian on the green channel."""
-    step = max(1, round(crop.shape[0] / SHARPNESS_SIDE_PX))
-    green = crop[::step, ::step, 1].astype(np.float32)  # (h', w')
-    if min(green.shape) < 3:
-        return 0.0
-    inner = green[1:-1, 1:-1]
-    edges = green[:-2, 1:-1] + green[2:, 1:-1] + green[1:-1, :-2] + green[1:-1, 2:] - 4 * inner
-    variance = float(edges.var())
-    return variance / (variance + HALF_SHARP)
 
 
 class BestShots:
@@ -190,21 +183,6 @@ class BestShots:
         return self.shots[0].quality if self.shots else 0.0
 
 
-def pool(vectors: Sequence[NDArray[np.float32]], qualities: Sequence[float], modality: str, space: str) -> Embedding | None:
-    """The quality-weighted mean direction of some shots' vectors; None when there is none or they cancel out.
-
-    Its quality is the quality-weighted mean quality.
-    """
-    if not vectors:
-        return None
-    weights = np.maximum(np.asarray(qualities, np.float64), 1e-3)  # (K,)
-    mean = np.asarray(weights @ np.stack(vectors), np.float32)  # (D,)
-    if not np.isfinite(mean).all() or float(np.linalg.norm(mean)) < 1e-6:
-        return None
-    quality = float((weights * weights).sum() / weights.sum())
-    return Embedding(modality, space, mean, min(1.0, quality))
-
-
 def safe_name(name: str) -> str:
     """``name`` as one part of a file path: letters, digits, dot, dash; others replaced and told apart by a short hash."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80].lstrip(".") or "_"
@@ -222,10 +200,12 @@ class _Growing:
     """What this stage remembers of an open track."""
 
     shots: BestShots
+    faces: TrackFaces
     context: Context | None = None
     revision: int = 0
     published_quality: float = 0.0
     published_at_ns: int = 0
+    published_face: float = 0.0
     attributes: tuple[Attribute, ...] = ()
     attributes_of: tuple[int, ...] = field(default_factory=tuple)
     usual_log_height: float | None = None
@@ -283,9 +263,12 @@ class EmbedStage:
         for row, tracklet_id in enumerate(tracklet_ids):
             growing = self._growing.get(tracklet_id)
             if growing is None:
-                growing = self._growing[tracklet_id] = _Growing(BestShots(self._rules.best_shots))
+                growing = self._growing[tracklet_id] = _Growing(BestShots(self._rules.best_shots), TrackFaces())
             steady = growing.steadiness(float(xyxy[row, 3] - xyxy[row, 1]))
-            shot = growing.shots.offer(frame.bgr, frame.captured_at_ns, xyxy[row], float(confidence[row]) * steady, float(hidden[row]))
+            certain = float(confidence[row]) * steady
+            if self._face is not None:
+                growing.faces.offer(frame.bgr, frame.captured_at_ns, xyxy[row], certain, float(hidden[row]))
+            shot = growing.shots.offer(frame.bgr, frame.captured_at_ns, xyxy[row], certain, float(hidden[row]))
             if shot is None:
                 continue
             # A copy: a row would hold on to the vectors of the whole frame.
@@ -328,12 +311,14 @@ class EmbedStage:
         if track.is_closed or growing.revision == 0:
             return True
         waited_s = (now_ns - growing.published_at_ns) / 1e9
-        return waited_s >= self._rules.every_s and growing.shots.best_quality >= self._rules.better_by * growing.published_quality
+        is_better = growing.shots.best_quality >= self._rules.better_by * growing.published_quality
+        has_better_head = growing.faces.best_merit > max(self._rules.better_by * growing.published_face, WORTH_SAYING)
+        return waited_s >= self._rules.every_s and (is_better or has_better_head)
 
     # ----------------------------------------------------------------------------------------- encode
 
     def _encode(self, due: Sequence[_Growing]) -> None:
-        """Vectors for every shot whose own are not whole, in batches over all people; a face for every new shot."""
+        """Vectors for every shot whose own are not whole, in batches over all people; faces of every new head crop."""
         fresh = [shot for growing in due for shot in growing.shots.shots if not shot.is_encoded]
         bare = [shot for shot in fresh if shot.vectors.keys() != self._looks.spaces.keys()]
         for first in range(0, len(bare), self._rules.batch_size):
@@ -343,8 +328,8 @@ class EmbedStage:
                 shot.vectors = {modality: vectors.values[row] for modality, vectors in made.items()} | shot.vectors
         for shot in fresh:
             shot.is_encoded = True
-            if self._face is not None:
-                shot.face = self._best_face(self._face, shot.crop)
+        if self._face is not None:
+            self.times.heads_searched += sum(growing.faces.look(self._face) for growing in due)
         self.times.shots_encoded += len(bare)
 
     def _known(self, vectors: Mapping[str, Vectors], rows: int) -> dict[str, NDArray[np.float32]]:
@@ -355,22 +340,12 @@ class EmbedStage:
                 raise ValueError(f"vectors[{modality!r}] must be float32 ({rows}, D), one row per box, got {values.shape}")
         return known
 
-    def _best_face(self, encoder: FaceEncoder, crop: Pixels) -> Face | None:
-        """The best face with a vector in the upper part of a person's crop."""
-        height = crop.shape[0]
-        if height < self._rules.least_face_crop_px:
-            return None
-        head = np.ascontiguousarray(crop[: max(int(height * 0.4), 2)])
-        return next((face for face in encoder.faces(head) if face.embedding is not None), None)
-
-    def _embeddings(self, shots: Sequence[Shot]) -> tuple[Embedding, ...]:
+    def _embeddings(self, growing: _Growing) -> tuple[Embedding, ...]:
+        shots = growing.shots.shots
         qualities = [shot.quality for shot in shots]
         spaces = self._looks.spaces.items()
         pooled = [pool([shot.vectors[modality] for shot in shots], qualities, modality, space) for modality, space in spaces]
-        faces = [shot.face for shot in shots if shot.face is not None and shot.face.embedding is not None]
-        best = max(faces, key=lambda face: face.quality, default=None)
-        if best is not None:
-            pooled.append(best.embedding)
+        pooled.append(growing.faces.embedding(self._rules.same_face))
         return tuple(embedding for embedding in pooled if embedding is not None)
 
     # ---------------------------------------------------------------------------------------- publish
@@ -378,6 +353,7 @@ class EmbedStage:
     def _publish(self, track: Track, growing: _Growing, now_ns: int) -> Revision:
         growing.revision += 1
         growing.published_quality, growing.published_at_ns = growing.shots.best_quality, now_ns
+        growing.published_face = growing.faces.best_merit
         shots = growing.shots.shots
         started_at_ns = int(track.at_ns[0])
         folder = media_folder(self._camera.camera_id, track.tracklet_id, started_at_ns)
@@ -395,7 +371,7 @@ class EmbedStage:
             at_ns=np.array(track.at_ns, np.int64),
             xyxy=np.array(track.boxes, np.float32),
             confidence=np.array(track.confidences, np.float32),
-            embeddings=self._embeddings(shots),
+            embeddings=self._embeddings(growing),
             attributes=self._attributes(growing),
             crops=tuple(references),
             zones=zones_touched(np.asarray(track.boxes, np.float32), self._camera.zones),
@@ -439,19 +415,9 @@ def zones_touched(xyxy: Float32, zones: Mapping[str, Sequence[Sequence[float]]])
 def shrink(bgr: Pixels, width_px: int) -> tuple[Pixels, float]:
     """The picture with every block of whole pixels averaged, at most about ``width_px`` wide, and its scale (small / full)."""
     factor = max(1, round(bgr.shape[1] / width_px))
-    if factor == 1:
-        return bgr.copy(), 1.0
-    height, width = bgr.shape[0] // factor, bgr.shape[1] // factor
-    if height == 0 or width == 0:
-        return bgr.copy(), 1.0
-    rows = np.zeros((height, width * factor, 3), np.uint16 if factor <= 16 else np.uint32)
-    for row in range(factor):  # whole rows first: they lie together in memory
-        rows += bgr[row : height * factor : factor, : width * factor]
-    total = rows[:, ::factor].copy()  # (H', W', 3)
-    for column in range(1, factor):
-        total += rows[:, column::factor]
-    small: Pixels = (total // (factor * factor)).astype(np.uint8)
-    return small, 1.0 / factor
+    if factor > min(bgr.shape[:2]):
+        factor = 1
+    return thinned(bgr, factor), 1.0 / factor
 
 
 def _crops(folder: str, shots: Sequence[Shot]) -> tuple[list[CropReference], list[tuple[str, Pixels]]]:

@@ -444,8 +444,12 @@ class Neighbours(Protocol):
         """Never given again, whatever is asked."""
         ...
 
-    def near(self, tracklets: Sequence[Tracklet], top_k: int) -> list[list[str]]:
-        """For each its nearest others, most ``top_k`` of every space it has; by body only those within the horizon of its time."""
+    def told_apart(self, tracklet_id: str, others: Sequence[str]) -> None:
+        """They were in one picture at one time, so they are two people: what their bodies have in common is their camera's."""
+        ...
+
+    def near(self, tracklet_ids: Sequence[str], top_k: int) -> list[list[str]]:
+        """For each known one its nearest others, most ``top_k`` of every space; by body only those within the horizon of its time."""
         ...
 
     def compare(self, tracklet_id: str, others: Sequence[str]) -> list[Compared]:
@@ -517,6 +521,10 @@ class IdentityStore(Protocol):
 
     def remove(self, tracklet_ids: Sequence[str]) -> None:
         """Tracklets that are no more, their links and the decisions on them; nothing is left on disk."""
+        ...
+
+    def ended_before(self, before_ns: int) -> list[str]:
+        """The tracklets that ended before a time."""
         ...
 
     def untold(self) -> list[tuple[int, IdentityEvent]]:

@@ -19,11 +19,12 @@ from services import audit, wire
 from services.portraits import portrait_probe
 from services.portraits import read_picture as read_picture
 from services.settings import Settings
+from services.voices import voice_probe
 
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """What the user gave; at least one of text, portrait, like, tracklet_id, speech."""
+    """What the user gave; at least one of text, portrait, like, tracklet_id, speech, voice."""
 
     text: str = ""
     portrait: Path | None = None
@@ -32,6 +33,7 @@ class SearchRequest:
     like: Path | None = None
     tracklet_id: str = ""
     speech: Path | None = None
+    voice: Path | None = None
     unlike: tuple[str, ...] = ()
     window: Filter = field(default_factory=Filter)
     top_k: int = 20
@@ -75,8 +77,10 @@ def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, 
         probes.append(Probe("look-alike", embeddings=vectors))
     if request.tracklet_id:
         probes.append(Probe("tracklet", tracklet_id=request.tracklet_id))
+    if request.voice is not None:
+        probes.append(voice_probe(settings, request.voice))
     if not probes:
-        raise BadInputError("a search must say what to look for: words, --portrait, --like, --tracklet or --speech")
+        raise BadInputError("a search must say what to look for: words, --portrait, --like, --tracklet, --voice or --speech")
     probes.extend(Probe("text", text=words, is_negative=True) for words in request.unlike)
     return tuple(probes), heard
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pipeline.capture import without_credentials
 from pipeline.errors import SettingsError
 from pipeline.types import Camera
+from pipeline.voice import MICROPHONE_ZONE
 
 PREFIX = "SIGHTLINE_"
 RESERVED = {"SIGHTLINE_SETTINGS", "SIGHTLINE_CACHE", "SIGHTLINE_SHARED_DATA", "SIGHTLINE_PURPOSE", "SIGHTLINE_KILLS"}  # read elsewhere
@@ -94,8 +95,22 @@ class EmbedSettings(Section):
         "crops",
         description="Where the vectors of best shots come from: their crops at full size, or the detector-retriever's pass over the frame.",
     )
-    faces: bool = Field(True, description="Look for faces in the best shots.")
+    faces: bool = Field(True, description="Look for faces of the people seen.")
+    face_model: str = Field(
+        "mobilefacenet",
+        min_length=1,
+        description="What makes vectors of faces: mobilefacenet, faceres, or an .onnx file of insightface's layout (1 x 3 x 112 x 112).",
+    )
     keep_context: bool = Field(True, description="Keep one small picture of the whole frame per tracklet, for the operator.")
+
+
+class VoiceSettings(Section):
+    enabled: bool = Field(True, description="Listen to cameras that have sound; where recording speech is not allowed: false.")
+    lips: bool = Field(True, description="Read lips, to tell who of the people in view speaks; wants 8 frames a second or more.")
+    single_visible: bool = Field(
+        False,
+        description="Take whoever is alone in view, lips unread, for the speaker; wrong whenever somebody out of view speaks.",
+    )
 
 
 class IndexSettings(Section):
@@ -107,7 +122,20 @@ class IndexSettings(Section):
         pattern=r"^[A-Za-z0-9._-]+$",
         description="Consumer group of this copy of the index; each machine that keeps a copy of its own names another.",
     )
+    device: Literal["cpu", "gpu"] = Field("cpu", description="gpu: whole sealed segments are searched on a GPU (faiss-gpu, extra gpu).")
     retention_days: float = Field(30.0, ge=0, description="People in footage older than this are really removed; 0 = never.")
+
+
+class LinkSettings(Section):
+    enabled: bool = Field(True, description="Whether the index worker links tracklets into identities.")
+    accept: float = Field(
+        0.9, ge=0.5, le=0.999, description="Probability, as if right and wrong were equally likely, from which two tracklets are linked."
+    )
+    body_horizon_h: float = Field(8.0, gt=0, le=72, description="Clothes link nobody over more hours than this.")
+    body_half_life_h: float = Field(4.0, gt=0, le=72, description="After so many hours clothes tell half as much.")
+    top_speed_m_s: float = Field(
+        8.0, ge=0, le=100, description="Nobody goes faster between cameras whose position is given; 0 = no such limit."
+    )
 
 
 class SearchSettings(Section):
@@ -178,8 +206,16 @@ class CameraSettings(Section):
     uri: str = Field(min_length=1, description="File, folder, rtsp://, http:// or webcam device.")
     sampling_hz: float | None = Field(None, ge=0, le=240, description="Wished frames a second; 0 = all.")
     zones: dict[str, list[tuple[float, float]]] = Field(default_factory=dict, description="Name -> polygon corners in pixels.")
+    microphone_zone: str = Field("", description="Which of its zones its microphone hears: who stands there alone is the speaker.")
     site: str = ""
+    position: tuple[float, float] | None = Field(None, description="Metres east and north of any point of the site, for travel times.")
     live: bool = Field(True, description="Late frames are dropped and counted; false for footage.")
+
+    @model_validator(mode="after")
+    def _hears_a_zone_of_its_own(self) -> CameraSettings:
+        if self.microphone_zone and self.microphone_zone not in self.zones:
+            raise ValueError(f"microphone_zone must be one of the camera's zones ({', '.join(self.zones) or 'it has none'})")
+        return self
 
 
 class Settings(Section):
@@ -189,7 +225,9 @@ class Settings(Section):
     detect: DetectSettings = Field(default_factory=DetectSettings)
     track: TrackSettings = Field(default_factory=TrackSettings)
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    voice: VoiceSettings = Field(default_factory=VoiceSettings)
     index: IndexSettings = Field(default_factory=IndexSettings)
+    link: LinkSettings = Field(default_factory=LinkSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     alert: AlertSettings = Field(default_factory=AlertSettings)
     archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
@@ -214,6 +252,8 @@ def _camera_of(each: CameraSettings, usual_hz: float, origin: str) -> Camera:
         site=each.site,
         is_live=each.live,
         origin=origin,
+        options={MICROPHONE_ZONE: each.microphone_zone} if each.microphone_zone else {},
+        position=each.position,
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backoff import Backoff
-from pipeline.errors import BadInputError, MissingDependencyError, NotReadyError, ReadOnlyStorageError, SettingsError, StorageFullError
-from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, LookEncoder, MediaStore
-from pipeline.types import Camera, Embedding
+from pipeline.errors import (
+    BadInputError,
+    MissingDependencyError,
+    NotReadyError,
+    ReadOnlyStorageError,
+    SettingsError,
+    SpaceMismatchError,
+    StorageFullError,
+)
+from pipeline.ports import Broker, Capture, Detector, FaceEncoder, Gallery, IdentityStore, LipReader, LookEncoder, MediaStore
+from pipeline.types import Camera, Embedding, Filter, Tracklet
 from services.ingest import CameraStages, IngestLine, TrackAndEmbed
+from services.listening import Ears
 from services.settings import Settings
 from services.sinks import PatientSink, Sink, TopicSink
 from services.tracing import Tracer, make_tracer
@@ -26,18 +36,25 @@ if TYPE_CHECKING:
     from models.detector_retriever.runtime import DetectorRetriever
     from models.detector_retriever.words import RetrieverTextEncoder
     from models.registry import Registry
+    from models.training.tracklets import Encoders
+    from models.voice import CampPlusEncoder
     from pipeline.archive import Footage
+    from pipeline.calibration import Logistic
+    from pipeline.evidence import Associator
+    from pipeline.index.linking import Linker
     from pipeline.search.stage import SearchStage
     from services.adapters.faiss_gallery import FaissGallery
     from services.adapters.kafka_client import KafkaConnection
     from services.alert import AlertHandler
     from services.health import HealthServer
+    from services.linking import Linking
     from services.metrics import Metrics
+    from services.reembed import Faces, Progress
 
 log = logging.getLogger("sightline.wiring")
 
 # What the base install needs; the rest is fetched when first used.
-BASE_WEIGHTS = ("nanodet", "blazeface", "faceres", "use-multilingual")
+BASE_WEIGHTS = ("nanodet", "blazeface", "mobilefacenet", "use-multilingual")
 
 
 # ------------------------------------------------------------------------------------------------ stores
@@ -134,7 +151,58 @@ def make_gallery(settings: Settings, read_only: bool = False) -> FaissGallery:
     from services.adapters.faiss_gallery import FaissGallery
 
     folder = data_folder(settings) / "index"
-    return FaissGallery(folder, read_only=read_only, segment_size=settings.index.segment_tracklets)
+    return FaissGallery(folder, read_only=read_only, segment_size=settings.index.segment_tracklets, device=settings.index.device)
+
+
+@contextmanager
+def open_identities(settings: Settings, read_only: bool = False) -> Iterator[IdentityStore]:
+    """Who probably is who, beside the index; whoever holds the index for writing writes here.
+
+    Raises NotReadyError when it is to be read and nothing was linked yet.
+    """
+    from services.adapters.sqlite_identities import DATABASE, SqliteIdentities
+
+    with closing(SqliteIdentities(data_folder(settings) / "index" / DATABASE, read_only=read_only)) as store:
+        yield store
+
+
+def associator(settings: Settings) -> Associator:
+    """Cosines and qualities to evidence for one person: the associative network, for spaces it was not fitted on the plain curves."""
+    from models.association.network import WEIGHTS, associative_network
+    from pipeline.evidence import HOUR_S, PlainAssociator
+
+    half_life_s = settings.link.body_half_life_h * HOUR_S
+    plain = PlainAssociator(calibration(), half_life_s)
+    return associative_network(plain, half_life_s) if WEIGHTS.is_file() else plain
+
+
+def measure_linking(settings: Settings, video: Path, ground_truth: Path, other: Path, calibration: Path) -> dict[str, Any]:
+    """The figures of `sightline evaluate linking`."""
+    from services.evaluate_linking import evaluate_footage
+    from services.sinks import RevisionSink
+
+    def gather(path: Path, name: str) -> list[Tracklet]:
+        sink = RevisionSink()
+        camera = Camera(name, str(path), starts_at_ns=1_700_000_000_000_000_000)  # both clips show the same moments
+        make_line(settings, [open_camera(settings, camera)], sink).run()
+        return sink.revisions
+
+    def linker(accept: float) -> Linker:
+        return make_linker(settings.model_copy(update={"link": settings.link.model_copy(update={"accept": accept})}))
+
+    return evaluate_footage(gather, video, ground_truth, other, calibration, linker, settings.link.accept)
+
+
+def make_linker(settings: Settings) -> Linker:
+    """What links tracklets into identities, with nothing in it yet; it knows the positions of the cameras of the settings."""
+    from pipeline.evidence import HOUR_S
+    from pipeline.index.linking import Linker, LinkRules
+    from services.adapters.faiss_neighbours import FaissNeighbours
+
+    link = settings.link
+    rules = LinkRules(accept=link.accept, body_horizon_s=link.body_horizon_h * HOUR_S, top_speed_m_s=link.top_speed_m_s)
+    positions = {camera.camera_id: camera.position for camera in settings.cameras}
+    return Linker(associator(settings), FaissNeighbours(rules.body_horizon_s), rules, positions.get)
 
 
 def open_media(settings: Settings) -> MediaStore:
@@ -259,12 +327,76 @@ def look_encoder(settings: Settings) -> LookEncoder:
     return RetrieverLooks(weight_registry(settings).path("nanodet"), settings.detect.threads)
 
 
-def face_encoder(settings: Settings) -> FaceEncoder:
-    """Faces and their vectors."""
-    from models.face import BlazeFaceEncoder
+def face_encoder(settings: Settings, is_gated: bool = True, may_be_tight: bool = True) -> FaceEncoder:
+    """Faces and their vectors, by embed.face_model.
 
-    registry = weight_registry(settings)
-    return BlazeFaceEncoder(registry.path("blazeface"), registry.path("faceres"))
+    is_gated: False, for measuring, gives poor faces a vector too; may_be_tight: whether a face may fill its picture, as portraits do.
+    Raises SettingsError for a model that is none.
+    """
+    from models.blazeface import BlazeFace
+    from models.face import FaceRes, FaceVectors, GatedFaceEncoder, MobileFaceNet, OwnFaceModel
+
+    registry, name = weight_registry(settings), settings.embed.face_model
+    vectors: FaceVectors
+    if name == "mobilefacenet":
+        vectors = MobileFaceNet(registry.path("mobilefacenet"))
+    elif name == "faceres":
+        vectors = FaceRes(registry.path("faceres"))
+    else:
+        vectors = OwnFaceModel(Path(name))
+    return GatedFaceEncoder(BlazeFace(registry.path("blazeface")), vectors, is_gated, may_be_tight)
+
+
+def face_encoder_of(settings: Settings, space: str) -> FaceEncoder:
+    """The encoder of the face vectors of ``space``: that of the settings, or a packaged one while an index still answers in its space.
+
+    Raises SpaceMismatchError for a space that none of them gives.
+    """
+    from models.face import FACERES, MOBILEFACENET
+
+    packaged = {MOBILEFACENET: "mobilefacenet", FACERES: "faceres"}
+    name = packaged.get(space)
+    if name is None or name == settings.embed.face_model:
+        encoder = face_encoder(settings)
+        if encoder.space != space:
+            raise SpaceMismatchError(encoder.space, space)
+        return encoder
+    return face_encoder(settings.model_copy(update={"embed": settings.embed.model_copy(update={"face_model": name})}))
+
+
+@functools.cache
+def _voice_encoder(cache_folder: Path) -> CampPlusEncoder:
+    from models.registry import Registry
+    from models.voice import CampPlusEncoder
+
+    registry = Registry(cache_folder)
+    return CampPlusEncoder(registry.path("campplus"), registry.path("silero-vad"), registry.path("segmentation"))
+
+
+def voice_encoder(settings: Settings) -> CampPlusEncoder:
+    """Voices and their vectors; loaded once, when first asked for."""
+    return _voice_encoder(settings.storage.cache_folder)
+
+
+def ears_maker(settings: Settings) -> Callable[[Camera], Ears | None]:
+    """Makes the ears of a camera; None where voices are not to be heard. The networks are loaded when the first camera gives sound."""
+    from pipeline.voice.attribution import AttributionRules
+    from pipeline.voice.listening import Listening
+
+    rules = AttributionRules(single_visible=settings.voice.single_visible)
+
+    def listening(camera: Camera) -> Listening:
+        return Listening(camera, voice_encoder(settings), lip_reader(settings) if settings.voice.lips else None, rules=rules)
+
+    return lambda camera: Ears(camera, listening) if settings.voice.enabled else None
+
+
+def lip_reader(settings: Settings) -> LipReader:
+    """How mouths move."""
+    from models.blazeface import BlazeFace
+    from models.lips import MouthReader
+
+    return MouthReader(BlazeFace(weight_registry(settings).path("blazeface")))
 
 
 @functools.cache
@@ -297,20 +429,74 @@ def hear(settings: Settings, sound: Path) -> str:
     return WhisperRecogniser(weight_registry(settings).path("whisper-tiny-en")).transcribe(samples, rate_hz)
 
 
-def search_stage(settings: Settings, gallery: Gallery) -> SearchStage:
-    """What turns a query into a ranking."""
+@contextmanager
+def open_search(settings: Settings, gallery: Gallery, broker: Broker) -> Iterator[SearchStage]:
+    """What turns a query into a ranking: over the index, the identities that were linked before, and where the cameras hang."""
+    from pipeline.evidence import HOUR_S, gap_between_s, is_out_of_reach
+    from pipeline.index.linking import LinkRules
+    from pipeline.search.progressive import Walker, WalkRules
     from pipeline.search.stage import SearchStage
+    from services.identities import LateIdentities
 
-    return SearchStage(gallery, text_encoder(settings), calibration())
+    with ExitStack() as stack:
+        identities = LateIdentities(lambda: stack.enter_context(open_identities(settings, read_only=True)))
+        positions = {camera.camera_id: camera.position for camera in settings.cameras}
+        link, view_m = settings.link, LinkRules().view_m
+
+        def allowed(one: Tracklet, other: Tracklet) -> bool:
+            if one.camera_id == other.camera_id or not link.top_speed_m_s:
+                return True
+            here, there = positions.get(one.camera_id), positions.get(other.camera_id)
+            gap_s = gap_between_s((one.started_at_ns, one.ended_at_ns), (other.started_at_ns, other.ended_at_ns))
+            return not is_out_of_reach(here, there, gap_s, link.top_speed_m_s, view_m)
+
+        rules = WalkRules(body_horizon_s=link.body_horizon_h * HOUR_S)
+        walker = Walker(gallery, associator(settings), rules, allowed, identities.links_of)
+        yield SearchStage(gallery, text_encoder(settings), calibration(), walker=walker, identities=identities)
 
 
 def calibration() -> Any:
     """Cosine to odds of every embedding space that was fitted."""
     from models.detector_retriever.words import calibration as fitted
-    from models.face import CURVE, BlazeFaceEncoder
+    from models.face import CURVES
+    from models.voice import calibration as voices
     from pipeline.calibration import Calibration
 
-    return Calibration.default({**fitted(), BlazeFaceEncoder.space: CURVE})
+    return Calibration.default({**fitted(), **CURVES, **voices()})
+
+
+def same_face(space: str) -> float:
+    """The cosine at which two faces are as likely those of one person as those of two."""
+    from pipeline.types import FACE
+
+    curves = calibration()
+    curve: Logistic = curves.by_space.get(space, curves.by_modality[FACE])
+    return curve.midpoint
+
+
+def _faces_describer(settings: Settings) -> Faces:
+    from services.reembed import Faces
+
+    encoder = face_encoder(settings)
+    return Faces(encoder, same_face(encoder.space))
+
+
+def reembed_index(
+    settings: Settings, what: str, window: Filter, issued_by: str, purpose: str, say: Callable[[int, int], None]
+) -> Progress:
+    """Look at the tracklets of this machine's index with the models of the settings; say: tracklets looked at and described so far."""
+    from pipeline.types import FACE
+    from services import audit
+    from services.reembed import Describer, Looks, reembed
+
+    if what not in ("face", "body", "text"):
+        raise SettingsError(f"--what must be face, body or text, got {what!r}: of voices only vectors are kept, never sound")
+    describer: Describer = Looks(look_encoder(settings), what) if what != FACE else _faces_describer(settings)
+    with open_gallery(settings, read_only=True) as gallery, open_broker(settings) as broker:
+        audit.record(broker, "reembed", describer.space, issued_by, purpose, {"from_ns": window.from_ns, "to_ns": window.to_ns})
+        return reembed(
+            gallery, open_media(settings), broker, describer, window, lambda progress: say(progress.tracklets, progress.described)
+        )
 
 
 # -------------------------------------------------------------------------------------------- the line
@@ -322,13 +508,17 @@ def stage_maker(settings: Settings, metrics: Metrics | None = None) -> Callable[
     from pipeline.track.stage import Tracker, TrackerSettings
 
     looks = look_encoder(settings)
-    face = face_encoder(settings) if settings.embed.faces else None
+    face = face_encoder(settings, may_be_tight=False) if settings.embed.faces else None
     on_embed = metrics.embed_seconds.observe if metrics else lambda seconds: None
     rules = EmbedRules(best_shots=settings.embed.best_shots, keep_context=settings.embed.keep_context)
+    if face is not None:
+        rules = replace(rules, same_face=same_face(face.space))
     track = TrackerSettings(confirm_after_s=settings.track.confirm_after_s, lost_after_s=settings.track.lost_after_s)
 
+    ears = ears_maker(settings)
+
     def make(camera: Camera) -> TrackAndEmbed:
-        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, looks, face, rules), on_embed)
+        return TrackAndEmbed(Tracker(camera.camera_id, track), EmbedStage(camera, looks, face, rules), on_embed, ears(camera))
 
     return make
 
@@ -429,19 +619,37 @@ def _index_worker(
     gallery = make_gallery(settings)  # takes the writer's lock now, so that the caller knows
 
     def run() -> None:
-        with closing(gallery), _wait_for_broker(settings, stop) as broker:
+        with closing(gallery), _wait_for_broker(settings, stop) as broker, ExitStack() as stack:
             if broker is None:
                 return
+            linking = _linking(settings, gallery, broker, stack)
             handler = IndexHandler(
                 gallery,
                 on_indexed=metrics.indexed if metrics else None,
                 erased=erased_ids(broker),
                 remove_crops=functools.partial(remove_crops, settings),
+                linking=linking,
             )
-            with keep_retention(settings, gallery, expires):
+            with keep_retention(settings, gallery, expires, on_expired=linking.expire):
                 index_worker(broker, handler, settings.index.group, observer=metrics, tracer=tracer).run(stop)
+                linking.were_sent()
 
     return run
+
+
+def _linking(settings: Settings, gallery: Gallery, broker: Broker, stack: ExitStack) -> Linking:
+    """Identities as they were linked, brought up to what the gallery holds; ``stack`` closes what they need."""
+    from services.linking import Linking, read_decisions
+
+    store = stack.enter_context(open_identities(settings))
+    if not settings.link.enabled:
+        linking = Linking(store, None, flush=broker.flush)
+    else:
+        linking = Linking(store, make_linker(settings), flush=broker.flush)
+    missed = linking.catch_up(gallery, read_decisions(broker))
+    if missed:
+        log.info("linked what was indexed and not linked", extra={"tracklets": missed})
+    return linking
 
 
 def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | None, tracer: Tracer) -> Callable[[], None]:
@@ -451,10 +659,10 @@ def _query_worker(settings: Settings, stop: threading.Event, metrics: Metrics | 
         with _wait_for_index(settings, stop) as gallery, _wait_for_broker(settings, stop) as broker:
             if broker is None or gallery is None:
                 return
-            search = search_stage(settings, gallery)
             told: dict[str, Any] = {"on_answer": metrics.answered, "on_refusal": metrics.refused} if metrics else {}
-            handler = QueryHandler(search, needs_purpose=settings.access.require_purpose, **told)
-            query_worker(broker, handler, observer=metrics, tracer=tracer).run(stop)
+            with open_search(settings, gallery, broker) as search:
+                handler = QueryHandler(search, needs_purpose=settings.access.require_purpose, **told)
+                query_worker(broker, handler, observer=metrics, tracer=tracer).run(stop)
 
     return run
 
@@ -590,6 +798,57 @@ def measure_reid(settings: Settings, persons: Path, distractors: Path | None, du
     return evaluate_reid(persons, distractors, look_encoder(settings), dump)
 
 
+def measure_portrait(
+    settings: Settings, faces: Path, *, pairs: Path | None, gallery: Path | None, sizes: Sequence[int], dump: Path | None
+) -> dict[str, Any]:
+    """The figures of `sightline evaluate portrait`."""
+    from models.face import LEAST_QUALITY
+    from services.evaluate_portrait import evaluate_portrait
+
+    encoder = face_encoder(settings, is_gated=False)
+    even = same_face(encoder.space)
+    return evaluate_portrait(faces, encoder, LEAST_QUALITY, even, pairs=pairs, gallery=gallery, sizes=sizes, dump=dump)
+
+
+def measure_voices(settings: Settings, voices: Path, dump: Path | None) -> dict[str, Any]:
+    """The figures of `sightline evaluate voices`."""
+    from models.voice import calibration as voice_calibration
+    from services.evaluate_voices import evaluate_voices
+
+    encoder = voice_encoder(settings)
+    return evaluate_voices(voices, encoder, read_voice, voice_calibration()[encoder.space].midpoint, dump)
+
+
+def read_voice(path: Path) -> NDArray[np.float32]:
+    """The sound of any file, mono float32 (N,) at 16 kHz. Raises NotFoundError, UnreadableMediaError, BadInputError for a hopeless rate."""
+    from models.voice import at_16_khz
+    from services.adapters.pyav_capture import read_sound as read_any_sound
+    from services.sound import read_sound
+
+    return at_16_khz(*read_sound(path, otherwise=read_any_sound))
+
+
+def measure_attribution(settings: Settings, talking: Path, voices: Path | None, sampling_hz: float) -> dict[str, Any]:
+    """The figures of `sightline evaluate attribution`."""
+    from models.blazeface import BlazeFace
+    from models.lips import MouthReader
+    from pipeline.voice.attribution import AttributionRules
+    from pipeline.voice.listening import Listening
+    from services.adapters.pyav_capture import read_sound
+    from services.evaluate_attribution import RememberedFaces, RememberedVoices, evaluate_attribution, talking_clip
+
+    rules = AttributionRules(single_visible=settings.voice.single_visible)
+    voices_once = RememberedVoices(voice_encoder(settings))
+    lips = MouthReader(RememberedFaces(BlazeFace(weight_registry(settings).path("blazeface")))) if settings.voice.lips else None
+    return evaluate_attribution(
+        talking,
+        voices,
+        lambda path: talking_clip(open_camera(settings, Camera(path.stem, str(path), sampling_hz, starts_at_ns=1)), path),
+        lambda path: read_sound(path)[0],
+        lambda camera: Listening(camera, voices_once, lips, rules=rules),
+    )
+
+
 def measure_full_frames(
     settings: Settings,
     *,
@@ -616,6 +875,76 @@ def measure_full_frames(
         raise SettingsError("full-frames must be given --video with --ground-truth and --described, or --frames alone")
     peer = TwoStage(plain_detector(settings), look_encoder(settings), text_encoder(settings)) if with_peer else None
     return evaluate_full_frames(source, retriever(settings), peer, sheet=sheet, heat=heat, dump=dump)
+
+
+def train_association(
+    settings: Settings, data: Path, out: Path, work: Path | None, body_weights: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Fit the associative network and write its weights to ``out``; the figures on people held out."""
+    from models.training.association import train
+
+    faces = [
+        face_encoder(settings.model_copy(update={"embed": settings.embed.model_copy(update={"face_model": name})}))
+        for name in ("mobilefacenet", "faceres")
+    ]
+    return train(data, _encoders(settings, data, faces, body_weights), out, work, say)
+
+
+def measure_association(
+    settings: Settings, data: Path, dump: Path | None, work: Path | None, body_weights: Path | None, seeds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The figures of `sightline evaluate association`."""
+    from models.association.network import AssociativeNetwork
+    from pipeline.evidence import PlainAssociator
+    from services.evaluate_association import evaluate_association, samples_of
+
+    samples = samples_of(data, _encoders(settings, data, [face_encoder(settings)], body_weights), work, say)
+    shipped = associator(settings)
+    return evaluate_association(
+        samples, shipped if isinstance(shipped, AssociativeNetwork) else None, PlainAssociator(calibration()), seeds, dump
+    )
+
+
+def _encoders(settings: Settings, data: Path, faces: Sequence[FaceEncoder], body_weights: Path | None) -> Encoders:
+    """The encoders for samples. body_weights: a detector-retriever trained without some people (training's held_out_people): crops of
+    these go through it. Raises MissingDependencyError: the split of that training needs torch to be repeated."""
+    from models.training.tracklets import Encoders
+
+    looks, crop_looks, people = look_encoder(settings), None, None
+    if body_weights is not None:
+        from models.detector_retriever.runtime import RetrieverLooks
+
+        try:
+            from models.training.people import people_held_out
+        except ImportError:
+            raise MissingDependencyError("torch", "torch") from None
+        crop_looks = RetrieverLooks(weight_registry(settings).path("nanodet"), settings.detect.threads, body_weights)
+        people = people_held_out(data)
+    return Encoders(faces, looks, voice_encoder(settings), read_voice, crop_looks, people)
+
+
+def measure_cast_search(settings: Settings, data: Path, subset: str | None) -> dict[str, Any]:
+    """The figures of `sightline evaluate cast-search`."""
+    from services.evaluate_cast_search import Searchers, evaluate_cast_search
+
+    def searchers() -> Searchers:
+        return Searchers(face_encoder(settings), look_encoder(settings), voice_encoder(settings), read_voice, associator(settings))
+
+    return evaluate_cast_search(data, subset, searchers)
+
+
+def train_voice_channels(settings: Settings, voices: Path, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Learn how channels move voice vectors from DIR/<speaker>/ and write that to ``out``; the figures of speakers left out."""
+    from models.training.voice_channels import learn_channels, save
+    from models.voice import CampPlusEncoder
+    from services.evaluate_voices import clips_of
+
+    registry = weight_registry(settings)
+    raw = CampPlusEncoder(registry.path("campplus"), registry.path("silero-vad"), registry.path("segmentation"), channels=None)
+    clips = clips_of(voices)
+    learned = learn_channels(raw, [read_voice(path) for path, _ in clips], [speaker for _, speaker in clips], say)
+    save(learned, out / "voice_channels.npz")
+    return {**learned.figures, **{f"curve_{band}": [round(value, 3) for value in curve] for band, curve in learned.curves.items()}}
 
 
 def train_detector_retriever(

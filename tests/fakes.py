@@ -208,7 +208,7 @@ class ColourLooks:
 
 @dataclass
 class FaceOnWhite:
-    """The FaceEncoder port: sees a face where the picture is bright."""
+    """The FaceEncoder port: sees a face, where a head would show one, in a picture that is bright."""
 
     space: str = "fake-face@1"
     looks: list[tuple[int, ...]] = field(default_factory=list)
@@ -217,7 +217,8 @@ class FaceOnWhite:
         self.looks.append(bgr.shape)
         if bgr.mean() < 128:
             return []
-        box = np.array([0, 0, 8, 8], np.float32)
+        middle, side = bgr.shape[1] / 2, bgr.shape[1] / 4
+        box = np.array([middle - side / 2, side, middle + side / 2, 2 * side], np.float32)
         return [Face(box, 0.9, 0.2, None), Face(box, 0.9, float(bgr.mean()) / 255, Embedding(FACE, self.space, unit(1, 0)))]
 
 
@@ -267,8 +268,11 @@ class InMemoryNeighbours:
         for tracklet_id in tracklet_ids:
             self.held.pop(tracklet_id, None)
 
-    def near(self, tracklets: Sequence[Tracklet], top_k: int) -> list[list[str]]:
-        return [self._near(each, top_k) for each in tracklets]
+    def told_apart(self, tracklet_id: str, others: Sequence[str]) -> None:
+        pass
+
+    def near(self, tracklet_ids: Sequence[str], top_k: int) -> list[list[str]]:
+        return [self._near(self.held[each], top_k) if each in self.held else [] for each in tracklet_ids]
 
     def _near(self, tracklet: Tracklet, top_k: int) -> list[str]:
         found: dict[str, None] = {}

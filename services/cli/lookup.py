@@ -26,6 +26,7 @@ def search(
     like: Annotated[Path | None, typer.Option(help="Picture of the whole person.")] = None,
     tracklet: Annotated[str, typer.Option(help="Somebody already in the index.")] = "",
     speech: Annotated[Path | None, typer.Option(help="A spoken description, WAV.")] = None,
+    voice: Annotated[Path | None, typer.Option(help="Somebody's voice: a few seconds of sound or video.")] = None,
     unlike: Annotated[list[str] | None, typer.Option(help="Words for what it is not; may be repeated.")] = None,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
     zone: Annotated[list[str] | None, typer.Option(help="Only this zone; may be repeated.")] = None,
@@ -39,7 +40,7 @@ def search(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (.jpg or .png).")] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Find a person by words, speech, a face, a picture or a tracklet; several together narrow the search."""
+    """Find a person by words, speech, a face, a picture, a voice or a tracklet; several together narrow the search."""
     from services.lookup import SearchRequest, run_search
 
     state: State = context.obj
@@ -51,6 +52,7 @@ def search(
         like=like,
         tracklet_id=tracklet,
         speech=speech,
+        voice=voice,
         unlike=tuple(unlike or ()),
         window=Filter(parse_time(from_, 0), parse_time(to, FOREVER_NS), tuple(camera or ()), tuple(zone or ())),
         top_k=top or state.settings.search.top_k,

@@ -23,6 +23,8 @@ def add(
     context: typer.Context,
     text: Annotated[str, typer.Argument(help="A description.")] = "",
     portrait: Annotated[Path | None, typer.Option(help="Picture of a face.")] = None,
+    face: Annotated[int | None, typer.Option(min=1, help="Which face of the portrait, from 1 at the left.")] = None,
+    numbered: Annotated[Path | None, typer.Option(help="Where it shows several faces: write it here with their numbers.")] = None,
     like: Annotated[Path | None, typer.Option(help="Picture of the whole person.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Score 0..1 from which it alerts.")] = None,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
@@ -39,6 +41,8 @@ def add(
     request = SearchRequest(
         text=text,
         portrait=portrait,
+        face=face,
+        numbered=numbered,
         like=like,
         window=Filter(cameras=tuple(camera or ()), zones=tuple(zone or ())),
         issued_by=who(),

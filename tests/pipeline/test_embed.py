@@ -269,10 +269,56 @@ def test_a_face_is_looked_for_in_the_head_of_large_crops_only() -> None:
     show(embed, 0.0, picture=bright)
     show(embed, 0.5, np.array([[20, 20, 60, 100]], np.float32), picture=bright)
     (first,) = published(embed, 1.0)
-    assert face.looks == [(64, 60, 3)], "the upper part of the one crop above 96 px"
+    assert face.looks == [(73, 78, 3)], "the upper part, with a margin, of the one whose face may be large enough"
     found = first.tracklet.embedding(FACE)
     assert found is not None
     assert found.space == "fake-face@1"
+
+
+def bright(seed: int = 1) -> np.ndarray:
+    """A sharp picture in which FaceOnWhite sees faces."""
+    return np.clip(noise(240, 320, seed).astype(int) + 90, 0, 255).astype(np.uint8)
+
+
+def test_faces_are_looked_for_in_new_heads_alone() -> None:
+    face = FaceOnWhite()
+    embed = stage(face=face)
+    show(embed, 0.0, picture=bright())
+    show(embed, 0.6, picture=bright(2))
+    published(embed, 1.0)
+    assert len(face.looks) == embed.times.heads_searched == 2
+    show(embed, 1.2, picture=bright(3))
+    (last,) = published(embed, 2.0, is_closed=True)
+    assert len(face.looks) == 3
+    assert last.tracklet.embedding(FACE) is not None
+
+
+def test_a_head_clearly_better_than_any_before_is_worth_a_revision() -> None:
+    embed, dull = stage(face=FaceOnWhite()), np.clip(noise(240, 320, seed=1) // 64 + 150, 0, 255).astype(np.uint8)
+    dull[150:] = noise(90, 320)  # legs are sharp: the shot as a whole hardly gets better
+    show(embed, 0.0, picture=dull)
+    assert len(published(embed, 1.0)) == 1
+    show(embed, 3.5, picture=bright())
+    (second,) = published(embed, 3.6)
+    assert second.tracklet.embedding(FACE) is not None
+    assert published(embed, 8.0) == [], "said once"
+
+
+def test_without_a_face_encoder_no_heads_are_kept() -> None:
+    embed = stage()
+    show(embed, 0.0, picture=bright())
+    assert embed._growing["p1"].faces.best_merit == 0.0
+
+
+def test_the_same_faces_make_the_same_revisions() -> None:
+    def run() -> list[list[float]]:
+        embed, made = stage(face=FaceOnWhite()), []
+        for number in range(40):
+            show(embed, number / 10, BOX + np.array([0, 0, 0, number / 4], np.float32), picture=bright(number))
+            made += published(embed, number / 10, is_confirmed=number > 8, is_closed=number == 39)
+        return [[*embedding.vector.tolist(), embedding.quality] for r in made if (embedding := r.tracklet.embedding(FACE))]
+
+    assert run() == run() != []
 
 
 def test_the_same_frames_make_the_same_revisions() -> None:
