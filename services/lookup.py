@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import BadInputError
-from pipeline.types import Filter, Probe, Query, Ranking
+from pipeline.types import FACE, Filter, Probe, Query, Ranking
 from services import audit, wire
 from services.portraits import portrait_probe
 from services.portraits import read_picture as read_picture
@@ -59,8 +59,11 @@ class Answer:
         return ranking_table(self.ranking, width)
 
 
-def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, ...], str]:
-    """The probes of a request and what the recogniser heard; pictures become vectors here and go no further."""
+def probes_of(settings: Settings, request: SearchRequest, face_space: str = "") -> tuple[tuple[Probe, ...], str]:
+    """The probes of a request and what the recogniser heard; pictures become vectors here and go no further.
+
+    face_space: in which the index answers, when that is not the settings'.
+    """
     from services import wiring
 
     probes: list[Probe] = []
@@ -71,7 +74,7 @@ def probes_of(settings: Settings, request: SearchRequest) -> tuple[tuple[Probe, 
         heard = wiring.hear(settings, request.speech)
         probes.append(Probe("speech", text=heard))
     if request.portrait is not None:
-        probes.append(portrait_probe(settings, request.portrait, request.face, request.numbered))
+        probes.append(portrait_probe(settings, request.portrait, request.face, request.numbered, face_space))
     if request.like is not None:
         vectors = wiring.looks_of(settings, read_picture(request.like))
         probes.append(Probe("look-alike", embeddings=vectors))
@@ -90,18 +93,19 @@ def run_search(settings: Settings, request: SearchRequest) -> Answer:
     from services import wiring
 
     started_s = time.monotonic()
-    probes, heard = probes_of(settings, request)
-    query = Query(
-        query_id=uuid.uuid4().hex,
-        probes=probes,
-        window=request.window,
-        top_k=request.top_k,
-        steps=request.steps,
-        deadline_s=settings.search.deadline_s,
-        issued_by=request.issued_by,
-        purpose=request.purpose,
-    )
     with wiring.open_gallery(settings, read_only=True) as gallery, wiring.open_broker(settings) as broker:
+        space = wiring.answering_face_space(settings, gallery.statistics().by_modality.get(FACE, {})) if request.portrait else ""
+        probes, heard = probes_of(settings, request, space)
+        query = Query(
+            query_id=uuid.uuid4().hex,
+            probes=probes,
+            window=request.window,
+            top_k=request.top_k,
+            steps=request.steps,
+            deadline_s=settings.search.deadline_s,
+            issued_by=request.issued_by,
+            purpose=request.purpose,
+        )
         details = {"probes": audit.kinds(probes), "cameras": list(request.window.cameras)}
         audit.record(broker, "search", query.query_id, request.issued_by, request.purpose, details)
         with wiring.open_search(settings, gallery, broker) as stage:

@@ -347,6 +347,19 @@ def face_encoder(settings: Settings, is_gated: bool = True, may_be_tight: bool =
     return GatedFaceEncoder(BlazeFace(registry.path("blazeface")), vectors, is_gated, may_be_tight)
 
 
+def answering_face_space(settings: Settings, held: Mapping[str, int]) -> str:
+    """The space in which an index answers portraits, when it is not that of the settings: the one that most of its vectors are in.
+
+    held: space -> vectors. "": that of the settings. While an index is looked at again with a new model, the old one answers.
+    """
+    from models.face import FACERES, MOBILEFACENET
+
+    packaged = {"mobilefacenet": MOBILEFACENET, "faceres": FACERES}
+    own = packaged.get(settings.embed.face_model) or face_encoder(settings).space
+    most = max(held, key=lambda space: (held[space], space == own), default=own)
+    return most if most != own and most in packaged.values() else ""
+
+
 def face_encoder_of(settings: Settings, space: str) -> FaceEncoder:
     """The encoder of the face vectors of ``space``: that of the settings, or a packaged one while an index still answers in its space.
 

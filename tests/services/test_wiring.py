@@ -75,3 +75,12 @@ def test_every_space_of_the_encoders_has_a_curve() -> None:
 def test_ultralytics_needs_a_file() -> None:
     with pytest.raises(SettingsError, match=r"detect\.weights"):
         wiring.make_detector(settings(model="ultralytics"))
+
+
+def test_the_old_model_answers_portraits_until_the_new_one_has_caught_up() -> None:
+    settings = Settings()
+    assert wiring.answering_face_space(settings, {}) == ""
+    assert wiring.answering_face_space(settings, {"faceres@1": 10}) == "faceres@1"
+    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 9}) == "faceres@1"
+    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 10}) == ""
+    assert wiring.answering_face_space(settings, {"somebody-elses@7": 10}) == "", "nobody here can ask in it: the search says so"
