@@ -121,7 +121,7 @@ def _waiting(gallery: Gallery, space: str, window: Filter, progress: Progress) -
             progress.known += 1
         elif not tracklet.is_closed:
             progress.open += 1
-        else:
+        elif tracklet.crops:  # a speaker turn has none
             yield tracklet
 
 

@@ -97,8 +97,10 @@ def test_nobody_is_looked_at_twice_not_even_those_without_a_vector(gallery: Fais
     assert (first.looked_at, second.looked_at, progress.known) == (5, 5, 5)
 
 
-def test_open_tracklets_and_lost_pictures_are_counted_and_left(gallery: FaissGallery, media: DiskMedia, broker: SqliteBroker) -> None:
-    gallery.upsert([replace(person(3), revision=2, is_closed=False)])
+def test_open_tracklets_and_lost_pictures_are_counted_and_speaker_turns_left(
+    gallery: FaissGallery, media: DiskMedia, broker: SqliteBroker
+) -> None:
+    gallery.upsert([replace(person(3), revision=2, is_closed=False), replace(person(11), crops=())])
     media.delete(["north/4/0.jpg"])
     progress = reembed(gallery, media, broker, Brightness(), Filter())
     assert progress == Progress(tracklets=8, described=7, known=0, open=1, without_pictures=1)
