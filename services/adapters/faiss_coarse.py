@@ -3,7 +3,7 @@
 - rabitq: one bit a dimension after a random rotation, scanned whole; needs no training, so it is built in seconds and never drifts.
 - ivf-pq: lists around centroids, product-quantised; a sixth of the lists is scanned.
 - hnsw: a graph walked from neighbour to neighbour; quickest to search, slowest to build, and as large as the vectors.
-Candidates are always ranked again by the exact vectors. Recall is that of the ten nearest of stored vectors, themselves left out.
+Candidates are always ranked again by the exact vectors. Recall is that of the hundred nearest of stored vectors, themselves left out.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ faiss: Any = untyped_faiss  # its stubs lack the keywords that its Python layer 
 
 RABITQ, IVF_PQ, HNSW = "rabitq", "ivf-pq", "hnsw"
 KINDS = (RABITQ, IVF_PQ, HNSW)  # in the order of the memory and the time that one costs
-LEAST_RECALL = 0.98
+LEAST_RECALL = 0.99
 LEAST_GAIN = 1.5  # an index that is not so many times as fast as looking at everything is not worth its place
 LEAST_DIMENSION = 64  # an exact scan of shorter vectors is quick
 TRIAL = 32_768  # vectors of a trial
-PROBES, NEAREST = 48, 10
+PROBES, NEAREST = 48, 100
 GATHERED = 256  # so few vectors are quicker fetched one by one than looked for in a scan
 CHUNK = 16_384  # vectors converted at a time while building
 
@@ -113,7 +113,7 @@ def choices(vectors: Float16, exact_of: Callable[[Float16], Any], candidates: in
         yield before
     part = vectors[:: max(1, len(vectors) // TRIAL)]
     exact = exact_of(part)
-    share = max(10 * NEAREST, candidates * len(part) // len(vectors))
+    share = max(4 * NEAREST, candidates * len(part) // len(vectors))
     for kind in KINDS:
         if kind != before and measure(build(kind, part), kind, exact, part, share).is_enough:
             yield kind

@@ -98,7 +98,7 @@ class FaissGallery:
         segment_size: int = 131_072,
         coarse_from: int = 32_768,
         coarse_kinds: Sequence[str] | None = None,
-        candidates: int = 2_000,
+        candidates: int = 4_000,
         threads: int = 1,
         device: str = "cpu",
     ) -> None:

@@ -226,7 +226,7 @@ def test_large_segments_keep_recall_through_every_kind_of_coarse_index(tmp_path:
 
 def test_a_segment_gets_the_kind_whose_measured_recall_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recall and speed are measured: here the bits lose people, the lists are slow, the graph is good until it is not."""
-    measured = {"rabitq": faiss_coarse.Quality(0.9, 9.0), "ivf-pq": faiss_coarse.Quality(1.0, 1.1), "hnsw": faiss_coarse.Quality(0.99, 5.0)}
+    measured = {"rabitq": faiss_coarse.Quality(0.9, 9.0), "ivf-pq": faiss_coarse.Quality(1.0, 1.1), "hnsw": faiss_coarse.Quality(0.995, 5.0)}
     monkeypatch.setattr(faiss_coarse, "measure", lambda index, kind, *_: measured[kind])
     vectors = np.random.default_rng(1).standard_normal((300, 64)).astype(np.float32)
 
@@ -236,8 +236,8 @@ def test_a_segment_gets_the_kind_whose_measured_recall_is_enough(tmp_path: Path,
         return [(record.kind, record.recall) for record in gallery._store.files()][2 * (first // 100) :]
 
     with FaissGallery(tmp_path, segment_size=100, coarse_from=50) as gallery:
-        assert kinds(gallery, 0) == [("exact", 1.0), ("hnsw", 0.99)]
-        assert kinds(gallery, 100) == [("exact", 1.0), ("hnsw", 0.99)]
+        assert kinds(gallery, 0) == [("exact", 1.0), ("hnsw", 0.995)]
+        assert kinds(gallery, 100) == [("exact", 1.0), ("hnsw", 0.995)]
         measured["hnsw"] = faiss_coarse.Quality(0.5, 5.0)
         assert kinds(gallery, 200) == [("exact", 1.0)], "nothing is good enough: everything is looked at"
         assert len(gallery.search(Embedding("body", "b@1", vectors[7]), Filter(), 300)) == 300
