@@ -168,13 +168,14 @@ def _section_head(pen: Pen, title: str, ranking: Ranking, subtitle: str) -> Pixe
 def _card(pen: Pen, page: Pixels, place: Place, match: Match, media: MediaStore) -> None:
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), CARD, cv2.FILLED)
     shot, context = best_shot(match.crops), context_of(match.crops)
+    absent = "picture not kept" if match.crops else "heard, not seen"
     left, top = place.x + PADDING, place.y + PADDING
     inner = place.width - 2 * PADDING
-    draw_picture(pen, page, Place(left, top, SHOT_WIDTH, SHOT_HEIGHT), load(media, shot.key) if shot else None)
+    draw_picture(pen, page, Place(left, top, SHOT_WIDTH, SHOT_HEIGHT), load(media, shot.key) if shot else None, absent)
     beside = left + SHOT_WIDTH + 14
     _facts(pen, page, Place(beside, top, place.x + place.width - PADDING - beside, SHOT_HEIGHT), match)
     top += SHOT_HEIGHT + 10
-    draw_picture(pen, page, Place(left, top, inner, CONTEXT_HEIGHT), load(media, context.key) if context else None)
+    draw_picture(pen, page, Place(left, top, inner, CONTEXT_HEIGHT), load(media, context.key) if context else None, absent)
     top += CONTEXT_HEIGHT + 12
     ink = Ink(14, 400, DIM)
     for line in pen.wrap("  ·  ".join(match.why), inner, ink, most=WHY_LINES):
@@ -193,7 +194,7 @@ def _facts(pen: Pen, page: Pixels, place: Place, match: Match) -> None:
     day, clock = time.strftime("%Y-%m-%d|%H:%M:%S", time.gmtime(match.started_at_ns // 1_000_000_000)).split("|")
     lasted_s = (match.ended_at_ns - match.started_at_ns) / 1e9
     y = place.y + 142
-    for label, value in (("camera", match.camera_id), ("UTC", f"{day}\n{clock}"), ("in view", _span(lasted_s))):
+    for label, value in (("camera", match.camera_id), ("UTC", f"{day}\n{clock}"), ("in view" if match.crops else "heard", _span(lasted_s))):
         pen.write(page, label, (place.x, y), Ink(13, 400, DIM))
         for line in value.split("\n"):
             y += 19
@@ -202,11 +203,11 @@ def _facts(pen: Pen, page: Pixels, place: Place, match: Match) -> None:
         y += 25
 
 
-def draw_picture(pen: Pen, page: Pixels, place: Place, picture: Pixels | None) -> None:
-    """The picture, as large as it fits, in the middle of its place."""
+def draw_picture(pen: Pen, page: Pixels, place: Place, picture: Pixels | None, absent: str = "picture not kept") -> None:
+    """The picture, as large as it fits, in the middle of its place; ``absent``: what stands there instead."""
     cv2.rectangle(page, (place.x, place.y), (place.x + place.width - 1, place.y + place.height - 1), HOLLOW, cv2.FILLED)
     if picture is None:
-        lines = pen.wrap("picture not kept", place.width - 16, Ink(14, 400, SLATE), most=2)
+        lines = pen.wrap(absent, place.width - 16, Ink(14, 400, SLATE), most=2)
         for number, line in enumerate(lines):
             y = place.y + place.height // 2 + 19 * number
             pen.write(page, line, (place.x + (place.width - pen.width(line, Ink(14, 400, SLATE))) // 2, y), Ink(14, 400, SLATE))

@@ -89,8 +89,10 @@ def ingest_sources(
 
 
 def _with_zones(camera: Camera, known: Camera | None) -> Camera:
-    """Zones and site of the settings file hold for a source of the same name."""
-    return camera if known is None else dataclasses.replace(camera, zones=known.zones, site=known.site)
+    """Zones, microphone, site and position of the settings file hold for a source of the same name."""
+    if known is None:
+        return camera
+    return dataclasses.replace(camera, zones=known.zones, options=known.options, site=known.site, position=known.position)
 
 
 def run_captures(

@@ -13,14 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.embed import EmbedStage
 from pipeline.errors import SightlineError
 from pipeline.ports import Capture, Detector, MediaStore, PreparingDetector
 from pipeline.track.appearance import looks
 from pipeline.track.stage import Tracker, TrackUpdates
-from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Tracklet
+from pipeline.types import ArchiveJob, Camera, CameraCoverage, Detections, Frame, Sound, Tracklet
+from pipeline.voice.listening import Spoken
+from services.listening import Ears
 from services.sinks import EncodePicture, Publication, Sink, store_pictures
 
 if TYPE_CHECKING:
@@ -40,13 +42,33 @@ class CameraStages(Protocol):
     def finish(self) -> list[Publication]: ...
 
 
-class TrackAndEmbed:
-    """The two stages of a camera, one after the other."""
+@runtime_checkable
+class HearingStages(CameraStages, Protocol):
+    """Stages that take the sound of their camera too."""
 
-    def __init__(self, tracker: Tracker, embed: EmbedStage, on_embed: Callable[[float], None] = lambda seconds: None) -> None:
-        """on_embed: told what embedding took, in seconds, whenever there was something to publish."""
-        self._tracker, self._embed, self._on_embed = tracker, embed, on_embed
+    def hear(self, sounds: Callable[[], Iterator[Sound]]) -> None:
+        """Where the sound is; called once, before the first frame."""
+        ...
+
+
+class TrackAndEmbed:
+    """The two stages of a camera, one after the other, and its ears beside them."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        embed: EmbedStage,
+        on_embed: Callable[[float], None] = lambda seconds: None,
+        ears: Ears | None = None,
+    ) -> None:
+        """on_embed: told what embedding took, in seconds, whenever there was something to publish; ears: None where nobody listens."""
+        self._tracker, self._embed, self._on_embed, self._ears = tracker, embed, on_embed, ears
         self._last_ns = -1
+
+    def hear(self, sounds: Callable[[], Iterator[Sound]]) -> None:
+        """See HearingStages."""
+        if self._ears is not None:
+            self._ears.hear(sounds())
 
     def process(self, frame: Frame, detections: Detections) -> list[Publication]:
         """Publications due after this frame; a frame whose time does not rise is left out."""
@@ -59,19 +81,24 @@ class TrackAndEmbed:
         seen = [track.tracklet_id for track in updates.seen]
         vectors = kept.where(updates.detection).vectors  # of the same boxes, where the detector gives any
         self._embed.observe(frame, seen, updates.xyxy, updates.confidence, updates.occlusion, vectors)
-        return self._publish(updates)
+        return self._publish(updates, self._ears.listen(frame, updates) if self._ears is not None else [])
 
     def finish(self) -> list[Publication]:
         """The stream ended: every confirmed track closes."""
-        return self._publish(self._tracker.finish())
+        return self._publish(self._tracker.finish(), self._ears.finish() if self._ears is not None else [])
 
-    def _publish(self, updates: TrackUpdates) -> list[Publication]:
+    def _publish(self, updates: TrackUpdates, spoken: Sequence[Spoken]) -> list[Publication]:
         started_s = time.perf_counter()
         revisions = self._embed.revisions((*updates.open, *updates.closed), self._last_ns)
         if revisions:
             self._on_embed(time.perf_counter() - started_s)
         self._embed.forget(updates.forgotten)
-        return [Publication(revision.tracklet, revision.pictures) for revision in revisions]
+        if self._ears is None:
+            return [Publication(revision.tracklet, revision.pictures) for revision in revisions]
+        self._ears.forget(updates.forgotten)
+        tracklets, heard = self._ears.join([revision.tracklet for revision in revisions], spoken)
+        seen = [Publication(tracklet, revision.pictures) for tracklet, revision in zip(tracklets, revisions, strict=True)]
+        return [*seen, *(Publication(tracklet) for tracklet in heard)]
 
 
 @dataclass
@@ -203,6 +230,8 @@ class IngestLine:
             self._finishing.append(opened)
         if self._stop.is_set():
             opened.capture.close()
+        if isinstance(opened.stages, HearingStages):
+            opened.stages.hear(opened.capture.sounds)
         if self._metrics is not None:
             self._metrics.opened(opened.camera.camera_id, True)
         opened.thread.start()
