@@ -111,6 +111,12 @@ def held_out_people(captions: Sequence[Caption], config: DataConfig) -> set[str]
     return set(drawn[: config.held_out_people].tolist())
 
 
+def people_held_out(data: Path) -> set[str]:
+    """People whom a training on ``data`` with the usual recipe leaves out."""
+    rows = {name: row for row, name in enumerate(crop_names(data / "persons"))}
+    return held_out_people(read_captions(data, rows), DataConfig())
+
+
 def said_of(vocabulary: Vocabulary, descriptions: Sequence[Description]) -> Said:
     """Descriptions as the network reads them."""
     numbers = [vocabulary.numbers(description) for description in descriptions]

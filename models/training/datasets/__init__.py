@@ -1,0 +1,1 @@
+"""One reader per benchmark, of files as their makers published them."""
