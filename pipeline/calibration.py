@@ -100,3 +100,9 @@ def _evidence(log_odds: Float, is_negative: NDArray[np.bool_]) -> Float:
 def score(log_odds: float) -> float:
     """Log-odds -> 0..1."""
     return 1.0 / (1.0 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1.0 + math.exp(log_odds))
+
+
+def log_odds_of(probability: float) -> float:
+    """0..1 -> log-odds, at most ``MAX_LOG_ODDS`` either way."""
+    bounded = min(max(probability, 1e-9), 1.0 - 1e-9)
+    return min(max(math.log(bounded / (1.0 - bounded)), -MAX_LOG_ODDS), MAX_LOG_ODDS)

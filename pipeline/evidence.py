@@ -21,6 +21,7 @@ Float = NDArray[np.float64]
 
 LONG_TERM = (FACE, VOICE)
 HOUR_S = 3600.0
+OUTVOTED = 1.5  # log-odds against one person by face and voice, at which clothes have no say any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,20 @@ def compare(associator: Associator, ours: Sequence[Embedding], theirs: Sequence[
     if BODY in odds:  # the same pixels said twice are one witness
         similarities.pop(TEXT, None)
         odds.pop(TEXT, None)
-    total = float(np.clip(sum(odds.values()), -2 * MAX_LOG_ODDS, 2 * MAX_LOG_ODDS))
-    return Evidence(similarities, odds, total, gap_s)
+    return Evidence(similarities, odds, float(together(odds)), gap_s)
+
+
+def together(log_odds: Mapping[str, ArrayLike]) -> Float:
+    """What the modalities say together, of any one shape: their sum, but clothes never outvote a face or a voice.
+
+    The network takes them as independent, and of two strangers in one uniform they are not: what the body says for one person fades as far
+    as face and voice together speak against it, and counts nothing from ``OUTVOTED`` on.
+    """
+    lasting = sum((np.asarray(log_odds[each], np.float64) for each in LONG_TERM if each in log_odds), np.zeros(()))
+    passing = sum((np.asarray(odds, np.float64) for modality, odds in log_odds.items() if modality not in LONG_TERM), np.zeros(()))
+    heard = np.clip(1.0 + np.minimum(lasting, 0.0) / OUTVOTED, 0.0, 1.0)
+    total: Float = np.clip(lasting + np.where(passing > 0, passing * heard, passing), -2 * MAX_LOG_ODDS, 2 * MAX_LOG_ODDS)
+    return total
 
 
 def gap_between_s(first: tuple[int, int], second: tuple[int, int]) -> float:

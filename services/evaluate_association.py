@@ -26,7 +26,7 @@ from models.training.tracklets import Encoders, Plan, Random, Samples, Tracklets
 from pipeline.errors import BadInputError, NotFoundError
 from pipeline.evaluate.cast_search import walked
 from pipeline.evaluate.retrieval import intervals, outcomes, ranked_hits
-from pipeline.evidence import Associator
+from pipeline.evidence import Associator, together
 from pipeline.types import BODY, FACE, VOICE
 
 Float = NDArray[np.float64]
@@ -99,12 +99,13 @@ def scores_of(scene: Scene, learned: AssociativeNetwork, flat: AssociativeNetwor
         "face + body, learned": scene.odds(learned, FACE) + scene.odds(learned, BODY),
         SHUFFLED: sum((scene.odds(learned, m, mixed[m]) for m in scene.cosine), np.zeros_like(scene.gap_s)),
         "all, learned, time not told": sum((scene.odds(learned, m, gap_s=0.0) for m in scene.cosine), np.zeros_like(scene.gap_s)),
+        "all, learned, clothes may outvote a face": sum((scene.odds(learned, m) for m in scene.cosine), np.zeros_like(scene.gap_s)),
         LEARNED: _sum(scene, learned),
     }
 
 
 def _sum(scene: Scene, associator: Associator) -> Float:
-    return sum((scene.odds(associator, modality) for modality in scene.cosine), np.zeros_like(scene.gap_s))
+    return together({modality: scene.odds(associator, modality) for modality in scene.cosine})
 
 
 def _mean(values: Sequence[Float], has: Sequence[NDArray[np.bool_]]) -> Float:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.calibration import score
+from pipeline.calibration import log_odds_of, score
 from pipeline.errors import SpaceMismatchError
 from pipeline.evidence import LONG_TERM, Associator, Evidence, compare, gap_between_s
 from pipeline.ports import Gallery
@@ -134,7 +134,7 @@ class Walker:
             against = min([walk.objection(other), *(self._objection(earlier, other) for earlier in before)])
             step = self.step(here.tracklet, other, against)
             if other.tracklet_id in links and math.isfinite(against):
-                step = linked(step, links[other.tracklet_id], here.tracklet.tracklet_id)
+                step = linked(step, links[other.tracklet_id], own, against)
             if step is not None and step.probability * here.probability >= self._rules.least:
                 reached.append(Found(other, step.probability * here.probability, (*here.path, step)))
         return reached
@@ -178,14 +178,18 @@ class Walker:
         return replace(window, from_ns=from_ns, to_ns=max(from_ns, min(window.to_ns, tracklet.ended_at_ns + horizon_ns)))
 
 
-def linked(step: Step | None, link: Link, from_tracklet: str) -> Step | None:
-    """The surer of a step and a link that was made before, which had more to go by; an operator's confirmation among them."""
-    if step is not None and step.probability >= link.probability:
+def linked(step: Step | None, link: Link, from_tracklet: str, against: float) -> Step | None:
+    """The surer of a step and a link that was made before, which had more to go by; an operator's confirmation among them.
+
+    against: log-odds, at most 0, by which the probe and the path speak against it: the link did not know them.
+    """
+    probability = score(log_odds_of(link.probability) + against)
+    if step is not None and step.probability >= probability:
         return step
     modality = max(link.similarities, key=lambda each: link.log_odds.get(each, 0.0), default="" if step is None else step.modality)
     if not modality:
         modality = CONFIRMED
-    return Step(from_tracklet, modality, link.similarities.get(modality, 0.0), link.gap_s, link.probability)
+    return Step(from_tracklet, modality, link.similarities.get(modality, 0.0), link.gap_s, probability)
 
 
 def step_of(evidence: Evidence, from_tracklet: str, caution: float) -> Step:

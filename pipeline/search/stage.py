@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.calibration import MAX_LOG_ODDS, Calibration, score
+from pipeline.calibration import Calibration, log_odds_of, score
 from pipeline.errors import DeadlineExceededError, SpaceMismatchError
 from pipeline.evidence import LONG_TERM
 from pipeline.ports import Gallery, TextEncoder
@@ -296,8 +296,7 @@ def with_paths(fused: Fused, paths: Mapping[str, Found]) -> Fused:
     odds = fused.log_odds.copy()
     for row, tracklet_id in enumerate(fused.tracklet_ids):
         if tracklet_id in paths:
-            probability = paths[tracklet_id].probability
-            led = float(np.clip(np.log(probability / max(1.0 - probability, 1e-9)), -MAX_LOG_ODDS, MAX_LOG_ODDS))
+            led = log_odds_of(paths[tracklet_id].probability)
             is_compared = bool(np.isfinite(fused.similarities[row]).any())
             odds[row] = max(led, odds[row]) if is_compared else led
     order = np.argsort(-np.round(odds, 9), kind="stable")

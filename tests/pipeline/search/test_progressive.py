@@ -178,6 +178,13 @@ def test_a_link_made_before_counts_where_it_is_surer_than_the_step() -> None:
     assert match_of(stage.search(portrait()), "coat").path[-1].probability == max(before, 0.97)
 
 
+def test_a_link_does_not_lead_to_somebody_whose_face_the_portrait_denies() -> None:
+    """Clothes linked the two before anybody asked; the portrait knows better."""
+    known = Link("voice", "berta", 0.97, {BODY: 0.99}, {BODY: 5.0}, 600.0)
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [known] if name in ("voice", "berta") else [])
+    assert match_of(stage.search(portrait()), "berta").score < 0.1
+
+
 def test_the_walk_takes_the_most_probable_way() -> None:
     """Two ways lead to one tracklet: the surer one is shown."""
     gallery = InMemoryGallery(*people())
