@@ -94,6 +94,8 @@ class IndexHandler:
         added = [r.value for r in batch if isinstance(r.value, Reembedding) and r.value.tracklet_id not in self._erased]
         if added:
             self._gallery.add_embeddings(added)
+            if self._linking is not None:
+                self._linking.refresh(self._gallery.tracklets([each.tracklet_id for each in added]))
         accounts: dict[tuple[str, int], CameraCoverage] = {}
         for received in batch:
             if isinstance(received.value, CameraCoverage):

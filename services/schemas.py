@@ -22,7 +22,8 @@ import numpy as np
 from pipeline import types
 from pipeline.archive import JobProgress
 from pipeline.ports import TopicSpec
-from pipeline.types import MODALITIES, Probe, Query
+from pipeline.types import MODALITIES, Decision, IdentityEvent, Link, Probe, Query
+from pipeline.types.identity import LARGEST_PROBABILITY
 from services import topics, wire
 from services.worker import ERROR_HEADER_CHARACTERS
 
@@ -93,6 +94,13 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "box": "x1, y1, x2, y2 in pixels of the original frame; right and bottom exclusive.",
         "quality": "0..1, best shots have most.",
     },
+    "Decision": {
+        "first": "One tracklet.",
+        "second": "The other; in whatever order, the two make one pair.",
+        "verdict": "same, different, or withdrawn when an earlier word no longer holds.",
+        "decided_by": "Who.",
+        "decided_at_ns": "When.",
+    },
     "Embedding": {
         "modality": "body, text, face or voice.",
         "space": "model@version: vectors of different spaces are never compared.",
@@ -106,11 +114,29 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "zones": "Names; none: all.",
     },
     "Gap": {"from_ns": "From when.", "to_ns": "Until when, not before from_ns.", "reason": "Why."},
+    "IdentityEvent": {
+        "kind": "made (of two tracklets), grown, merged (other came into it and is no more) or split (some left for other).",
+        "identity_id": "The hypothesis, never a civil name; the key.",
+        "tracklet_ids": "Those that came, or left.",
+        "at_ns": "When.",
+        "other": "The identity that came into it, or that some left it for.",
+        "link": "The evidence that did it; none for a split.",
+    },
     "JobProgress": {
         "state": "queued, started, done or failed.",
         "tracklets": "Revisions given so far.",
         "error": "Why it failed.",
         "worker": "Who works on it.",
+    },
+    "Link": {
+        "first": "The tracklet that was there.",
+        "second": "The tracklet that came to it.",
+        "probability": "That they show one person, calibrated, 0..0.999: nothing is certain.",
+        "log_odds": "Modality -> what it says for one person, log-odds.",
+        "gap_s": "Between the two tracklets.",
+        "made_by": "model, or the operator who decided.",
+        "made_at_ns": "When.",
+        "verdict": "probable of the model, or the operator's same or different.",
     },
     "Match": {
         "rank": "From 1, the best.",
@@ -193,11 +219,19 @@ _LIMITS: dict[tuple[str, str], dict[str, Any]] = {  # what the types refuse
     ("Attribute", "score"): _FRACTION,
     ("Camera", "camera_id"): _NOT_EMPTY,
     ("Camera", "sampling_hz"): {"minimum": 0},
+    ("Decision", "first"): _NOT_EMPTY,
+    ("Decision", "second"): _NOT_EMPTY,
+    ("Decision", "verdict"): {"enum": list(Decision.VERDICTS)},
     ("Embedding", "modality"): {"enum": list(MODALITIES)},
     ("Embedding", "quality"): _FRACTION,
     ("Embedding", "space"): {"pattern": "@"},
     ("Erasure", "tracklet_id"): _NOT_EMPTY,
+    ("IdentityEvent", "kind"): {"enum": list(IdentityEvent.KINDS)},
     ("JobProgress", "state"): {"enum": list(JobProgress.STATES)},
+    ("Link", "first"): _NOT_EMPTY,
+    ("Link", "second"): _NOT_EMPTY,
+    ("Link", "probability"): {"minimum": 0, "maximum": LARGEST_PROBABILITY},
+    ("Link", "verdict"): {"enum": list(Link.VERDICTS)},
     ("Probe", "kind"): {"enum": list(Probe.KINDS)},
     ("Probe", "weight"): {"exclusiveMinimum": 0},
     ("Query", "probes"): {"minItems": 1},
@@ -261,8 +295,8 @@ def audit_schema() -> dict[str, Any]:
     """JSON Schema of what services/audit.py appends."""
     said = {
         "at_ns": ("integer", f"When, {_NANOSECONDS}."),
-        "action": ("string", "What: search, watch check, watch add, watch remove, crop, erase or expire."),
-        "subject": ("string", "Of what: the id of the query, watch or tracklet, or the key of the crop; the key."),
+        "action": ("string", "What: search, watch check, watch add, watch remove, crop, erase, expire, identity show, identity cut, identity confirm or identity withdraw."),
+        "subject": ("string", "Of what: the id of the query, watch, tracklet, pair of tracklets or identity, or the key of the crop; the key."),
         "issued_by": ("string", "Who."),
         "purpose": ("string", "Why."),
     }
@@ -407,8 +441,8 @@ _PROGRAMS = (
     _Program(
         "index",
         "Keeps the identity index.",
-        joins=(topics.TRACKLETS, topics.COVERAGE, topics.ERASURES, topics.REEMBEDDINGS),
-        sends=(topics.AUDIT,),
+        joins=(topics.TRACKLETS, topics.COVERAGE, topics.ERASURES, topics.REEMBEDDINGS, topics.DECISIONS),
+        sends=(topics.AUDIT, topics.IDENTITIES, topics.DECISIONS),
     ),
     _Program("query", "Answers queries from the index.", joins=(topics.QUERIES,), sends=(topics.RANKINGS,)),
     _Program(
@@ -449,6 +483,7 @@ _PROGRAMS = (
             topics.ARCHIVE_PROGRESS,
             topics.ERASURES,
             topics.REEMBEDDINGS,
+            topics.DECISIONS,
             topics.AUDIT,
         ),
         mends=_DEAD_LETTERS,
@@ -465,6 +500,8 @@ _KEYS: dict[str, str] = {  # archive jobs have none
     topics.ALERTS: "camera_id",
     topics.ARCHIVE_PROGRESS: "job_id/shard",
     topics.ERASURES: "tracklet_id",
+    topics.DECISIONS: "both tracklet ids in order of the alphabet, + between them",
+    topics.IDENTITIES: "identity_id",
     topics.REEMBEDDINGS: "tracklet_id",
     topics.AUDIT: "the subject",
 }
@@ -479,6 +516,8 @@ _CARRIES: dict[str, str] = {
     topics.ARCHIVE_JOBS: "Recorded footage to be worked off.",
     topics.ARCHIVE_PROGRESS: "Where each of these jobs stands.",
     topics.ERASURES: "Tracklets that must be gone everywhere.",
+    topics.DECISIONS: "Operators' words on who is who.",
+    topics.IDENTITIES: "How identities came to be, grew, merged and split.",
     topics.REEMBEDDINGS: "What another model makes of stored tracklets, for an upgrade while the old one answers.",
     topics.AUDIT: "Who looked for whom, and why.",
 }

@@ -104,6 +104,22 @@ class TopicSink:
             self._metrics.flush_seconds.observe(time.monotonic() - started_s)
 
 
+class RevisionSink:
+    """Keeps the tracklet revisions of a line in memory, for measuring; pictures and accounts are dropped."""
+
+    def __init__(self) -> None:
+        self.revisions: list[Tracklet] = []
+
+    def publish(self, publication: Publication) -> None:
+        self.revisions.append(publication.tracklet)
+
+    def cover(self, coverage: CameraCoverage) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
 class PatientSink:
     """A sink of a worker that outlives a full disk and a broker that is away; nothing is lost.
 

@@ -10,7 +10,20 @@ from typing import Any
 from pipeline.archive import JobProgress
 from pipeline.errors import SettingsError
 from pipeline.ports import Broker, TopicSpec
-from pipeline.types import Alert, ArchiveJob, Camera, CameraCoverage, Erasure, Query, Ranking, Reembedding, Tracklet, Watch
+from pipeline.types import (
+    Alert,
+    ArchiveJob,
+    Camera,
+    CameraCoverage,
+    Decision,
+    Erasure,
+    IdentityEvent,
+    Query,
+    Ranking,
+    Reembedding,
+    Tracklet,
+    Watch,
+)
 
 CAMERAS, TRACKLETS, COVERAGE = "cameras", "tracklets", "coverage"
 QUERIES, RANKINGS = "queries", "rankings"
@@ -18,6 +31,7 @@ WATCHES, ALERTS = "watches", "alerts"
 ARCHIVE_JOBS, ARCHIVE_PROGRESS = "archive-jobs", "archive-progress"
 AUDIT = "audit"
 ERASURES = "erasures"
+DECISIONS, IDENTITIES = "decisions", "identities"
 REEMBEDDINGS = "reembeddings"
 
 HOUR_MS = 3_600_000
@@ -37,6 +51,8 @@ _LIVE_TOPICS = (
     TopicSpec(ARCHIVE_PROGRESS, partitions=1, cleanup="compact"),
     TopicSpec(REEMBEDDINGS, partitions=8, retention_ms=7 * DAY_MS),
     TopicSpec(ERASURES, partitions=1, retention_ms=28 * DAY_MS),  # longer than tracklets lie on theirs: a replay brings nobody back
+    TopicSpec(DECISIONS, partitions=1, cleanup="compact"),  # an operator's word holds until it is withdrawn
+    TopicSpec(IDENTITIES, partitions=4, retention_ms=7 * DAY_MS),
     TopicSpec(AUDIT, partitions=1),  # for ever, until the law of the place says otherwise
 )
 
@@ -45,6 +61,8 @@ _VALUE_TYPES: dict[str, type[Any]] = {
     TRACKLETS: Tracklet,
     COVERAGE: CameraCoverage,
     ERASURES: Erasure,
+    DECISIONS: Decision,
+    IDENTITIES: IdentityEvent,
     REEMBEDDINGS: Reembedding,
     QUERIES: Query,
     RANKINGS: Ranking,

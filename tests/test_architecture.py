@@ -17,7 +17,7 @@ SHARED = ("types", "errors", "ports", "geometry")
 PIPELINE_MAY = {"numpy", "scipy", "pipeline"}
 HOMES = {  # one home per library
     "av": "services/adapters/pyav_capture.py",
-    "faiss": "services/adapters/faiss_gallery.py",
+    "faiss": "services/adapters/faiss_",
     "ultralytics": "models/ultralytics_detector.py",
     "faster_whisper": "models/speech.py",
     "typer": "services/cli",

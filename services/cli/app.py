@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import api, bench, brokers, evaluate, index, line, lookup, maintenance, training, watches
+from services.cli import api, bench, brokers, evaluate, identities, index, line, lookup, maintenance, training, watches
 from services.cli.state import State, print_json
 from services.logs import set_up_logs
 from services.settings import describe, load_settings
@@ -53,6 +53,7 @@ lookup.register(app)
 watches.register(app)
 brokers.register(app)
 index.register(app)
+identities.register(app)
 api.register(app)
 maintenance.register(app)
 training.register(app)

@@ -47,6 +47,18 @@ def search(
 
 
 @bench.command()
+def link(
+    count: Annotated[list[int] | None, typer.Option(min=1000, help="Synthetic tracklets; may be repeated.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tracklets linked a second, from the start to the end of a run, with memory, precision and recall."""
+    from services.bench_link import bench_link
+
+    for each in count or [100_000]:
+        show(bench_link(each, say=lambda text: typer.echo(text, err=True)), json)
+
+
+@bench.command()
 def broker(
     context: typer.Context,
     count: Annotated[int, typer.Option(min=1000, help="Tracklet messages of each round.")] = 20_000,

@@ -187,7 +187,8 @@ def test_numbers_of_partitions_are_those_of_the_topics() -> None:
 
 def test_retention_that_is_promised_is_that_of_the_topics() -> None:
     hours = {spec.name: spec.retention_ms / 3_600_000 for spec in TOPICS}
-    assert "`tracklets` until its 7 days are over; the same goes for `rankings` (6 hours), `alerts` (28 days) and dead letters" in TEXT
+    assert "`tracklets` until its 7 days are over; the same goes for `identities` (7 days), `rankings` (6 hours)," in TEXT
+    assert "`alerts` (28 days) and dead letters" in TEXT
     assert (hours["tracklets"], hours["rankings"], hours["alerts"], hours["tracklets.dlt"]) == (7 * 24, 6, 28 * 24, 28 * 24)
     assert hours["erasures"] == 28 * 24
     for topic, milliseconds, size in re.findall(r"--entity-name (\w+) \\\n +--add-config retention.ms=(\d+),max.message.bytes=(\d+)", TEXT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import msgspec
@@ -20,10 +20,13 @@ from pipeline.types import (
     CameraCoverage,
     Coverage,
     CropReference,
+    Decision,
     Embedding,
     Erasure,
     Filter,
     Gap,
+    IdentityEvent,
+    Link,
     Match,
     Probe,
     Query,
@@ -81,6 +84,8 @@ VALUES: list[Any] = [
     Alert("a1", "w1", "t1", 2, "north", 1, 2, 0.9, 0.7, {"face": 0.8}, ("red: yes",), (CROP,)),
     ArchiveJob("j1", 2, CAMERA, 600.0, 1200.0),
     Erasure("t1", NOON_NS),
+    Decision("t1", "t2", "different", "anna", NOON_NS, "missing child"),
+    IdentityEvent("grown", "i1", ("t2",), NOON_NS, "", Link("t1", "t2", 0.94, {"face": 0.71}, {"face": 2.9}, 40.0, "model", NOON_NS)),
     Reembedding("t1", 3, HALVES.space, (HALVES,)),
     JobProgress("j1", 2, "failed", "host:7", 4, "no video"),
 ]
@@ -157,6 +162,12 @@ def test_a_newer_schema_is_named_as_such(value: Any) -> None:
 def test_a_field_that_was_added_later_is_skipped() -> None:
     document = msgspec.json.decode(wire.encode(CAMERA)) | {"colour": "black"}
     assert same(wire.decode(Camera, msgspec.json.encode(document)), CAMERA)
+
+
+def test_a_cameras_position_travels_and_is_left_out_where_nobody_gave_it() -> None:
+    placed = replace(CAMERA, position=(12.5, -3.0))
+    assert same(wire.decode(Camera, wire.encode(placed)), placed)
+    assert b"position" not in wire.encode(CAMERA)
 
 
 def test_another_type_is_refused() -> None:
