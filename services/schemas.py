@@ -295,8 +295,15 @@ def audit_schema() -> dict[str, Any]:
     """JSON Schema of what services/audit.py appends."""
     said = {
         "at_ns": ("integer", f"When, {_NANOSECONDS}."),
-        "action": ("string", "What: search, watch check, watch add, watch remove, crop, erase, expire, identity show, identity cut, identity confirm or identity withdraw."),
-        "subject": ("string", "Of what: the id of the query, watch, tracklet, pair of tracklets or identity, or the key of the crop; the key."),
+        "action": (
+            "string",
+            "What: search, watch check, watch add, watch remove, crop, erase, expire, reembed, identity show, identity cut, identity confirm"
+            " or identity withdraw.",
+        ),
+        "subject": (
+            "string",
+            "Of what: the id of the query, watch, tracklet, pair of tracklets or identity, the key of the crop, or the space; the key.",
+        ),
         "issued_by": ("string", "Who."),
         "purpose": ("string", "Why."),
     }

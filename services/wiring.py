@@ -494,9 +494,7 @@ def _faces_describer(settings: Settings) -> Faces:
     return Faces(encoder, same_face(encoder.space))
 
 
-def reembed_index(
-    settings: Settings, what: str, window: Filter, issued_by: str, purpose: str, say: Callable[[int, int], None]
-) -> Progress:
+def reembed_index(settings: Settings, what: str, window: Filter, issued_by: str, purpose: str, say: Callable[[int, int], None]) -> Progress:
     """Look at the tracklets of this machine's index with the models of the settings; say: tracklets looked at and described so far."""
     from pipeline.types import FACE
     from services import audit

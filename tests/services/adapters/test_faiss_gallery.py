@@ -226,7 +226,9 @@ def test_large_segments_keep_recall_through_every_kind_of_coarse_index(tmp_path:
 
 def test_a_segment_gets_the_kind_whose_measured_recall_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recall and speed are measured: here the bits lose people, the lists are slow, the graph is good until it is not."""
-    measured = {"rabitq": faiss_coarse.Quality(0.9, 9.0), "ivf-pq": faiss_coarse.Quality(1.0, 1.1), "hnsw": faiss_coarse.Quality(0.995, 5.0)}
+    measured = {
+        kind: faiss_coarse.Quality(*said) for kind, said in {"rabitq": (0.9, 9.0), "ivf-pq": (1.0, 1.1), "hnsw": (0.995, 5.0)}.items()
+    }
     monkeypatch.setattr(faiss_coarse, "measure", lambda index, kind, *_: measured[kind])
     vectors = np.random.default_rng(1).standard_normal((300, 64)).astype(np.float32)
 
