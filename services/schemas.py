@@ -297,8 +297,8 @@ def audit_schema() -> dict[str, Any]:
         "at_ns": ("integer", f"When, {_NANOSECONDS}."),
         "action": (
             "string",
-            "What: search, watch check, watch add, watch remove, crop, erase, expire, reembed, identity show, identity cut, identity confirm"
-            " or identity withdraw.",
+            "What: search, watch check, watch add, watch remove, crop, erase, expire, reembed, identity show, identity cut,"
+            " identity confirm or identity withdraw.",
         ),
         "subject": (
             "string",

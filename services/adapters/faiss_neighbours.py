@@ -246,11 +246,18 @@ class FaissNeighbours:
                         probes.setdefault(stretch, []).append((number, vector))
             for stretch, asked in probes.items():
                 vectors = np.stack([vector for _, vector in asked])
-                for (number, _), found in zip(asked, space.shelves[stretch].search(vectors, 2 * top_k), strict=True):
-                    if space.modality == BODY:
+                is_edge = space.modality == BODY and not self._is_whole_stretch_near(stretch, [tracklet_ids[number] for number, _ in asked])
+                for (number, _), found in zip(asked, space.shelves[stretch].search(vectors, top_k + 1), strict=True):
+                    if is_edge:
                         found = [hit for hit in found if self._is_within_the_horizon(tracklet_ids[number], hit[1])]
                     hits[number].setdefault(name, []).extend(found)
         return [_nearest(tracklet_id, by_space.values(), top_k) for tracklet_id, by_space in zip(tracklet_ids, hits, strict=True)]
+
+    def _is_whole_stretch_near(self, stretch: int, tracklet_ids: Sequence[str]) -> bool:
+        """Whether all that began in a stretch of time is within the horizon of each of these, so that nobody need be asked one by one."""
+        from_ns, to_ns = stretch * self._stretch_ns, (stretch + 1) * self._stretch_ns
+        spans = [self._span[each] for each in tracklet_ids]
+        return all(from_ns >= began - self._horizon_ns and to_ns <= ended + self._horizon_ns for began, ended in spans)
 
     def _is_within_the_horizon(self, tracklet_id: str, other: str) -> bool:
         (from_ns, to_ns), (other_from_ns, other_to_ns) = self._span[tracklet_id], self._span[other]
@@ -270,11 +277,8 @@ class FaissNeighbours:
             own = space.shelf_of.get(tracklet_id)
             if own is None:
                 continue
-            vector = own.vectors([own.rows[tracklet_id]])  # (1, D)
-            if space.modality == BODY:
-                vector = self._without_tint(name, [tracklet_id], vector)
-            cosine, quality = np.full(len(others), np.nan), np.zeros(len(others))
-            places: dict[int, tuple[_Shelf, list[int], list[int]]] = {}
+            places: dict[int, tuple[_Shelf, list[int], list[int]]] = {id(own): (own, [-1], [own.rows[tracklet_id]])}
+            quality = np.zeros(len(others))
             for number, other in enumerate(others):
                 shelf = space.shelf_of.get(other)
                 if shelf is not None:
@@ -282,11 +286,12 @@ class FaissNeighbours:
                     numbers.append(number)
                     rows.append(shelf.rows[other])
                     quality[number] = shelf.quality[other]
-            for shelf, numbers, rows in places.values():
-                theirs = shelf.vectors(rows)
-                if space.modality == BODY:
-                    theirs = self._without_tint(name, [others[number] for number in numbers], theirs)
-                cosine[numbers] = theirs @ vector[0]
+            order = [number for _, numbers, _ in places.values() for number in numbers]  # -1: the tracklet itself, the first
+            vectors = np.concatenate([shelf.vectors(rows) for shelf, _, rows in places.values()])  # (1 + N', D)
+            if space.modality == BODY:
+                vectors = self._without_tint(name, [tracklet_id if number < 0 else others[number] for number in order], vectors)
+            cosine = np.full(len(others), np.nan)
+            cosine[order[1:]] = vectors[1:] @ vectors[0]
             compared.append(Compared(space.modality, name, cosine, own.quality[tracklet_id], quality))
         return compared
 
