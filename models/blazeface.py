@@ -70,7 +70,8 @@ class BlazeFace:
         longest = max(bgr.shape[:2])
         if longest > LARGEST_SIDE_PX:
             scale = LARGEST_SIDE_PX / longest
-            small = np.asarray(cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+            size = (max(1, round(bgr.shape[1] * scale)), max(1, round(bgr.shape[0] * scale)))
+            small = np.asarray(cv2.resize(bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
             return self.find(small, least_side_px * scale, may_be_tight).moved(1 / scale, (0.0, 0.0))
         first = self._all_views(bgr)
         if not len(first.boxes) and may_be_tight:

@@ -45,6 +45,7 @@ TURN = 300  # frames of 10 ms
 UNLIKE = 0.25  # pieces of one voice: 0.39 and above in 69 clips, noisy and narrow ones too; 32 of 37 clips of two lie below
 QUIETEST = 1e-4  # root mean square below which there is nothing: the 16-bit noise floor is a third of it
 FULL_SCALE = 0.999
+LARGEST = 1000.0  # decoders go a little beyond 1; squares of far larger numbers overflow
 MOST_CLIPPED = 0.1  # of all samples
 SLOWEST_HZ, FASTEST_HZ = 8_000, 192_000
 EDGE_HZ = 4_600.0
@@ -187,18 +188,19 @@ def at_16_khz(samples: Float32, rate_hz: int) -> Float32:
     if rate_hz == RATE_HZ:
         return samples
     divisor = gcd(rate_hz, RATE_HZ)
-    return np.asarray(resample_poly(checked(samples), RATE_HZ // divisor, rate_hz // divisor), np.float32)
+    return np.asarray(resample_poly(checked(samples, rate_hz), RATE_HZ // divisor, rate_hz // divisor), np.float32)
 
 
-def checked(samples: Float32) -> Float32:
-    """The sound as contiguous float32 (N,); raises BadInputError for another shape, for nan, and for more than an hour."""
+def checked(samples: Float32, rate_hz: int = RATE_HZ) -> Float32:
+    """The sound as contiguous float32 (N,); raises BadInputError for another shape, for nan and huge numbers, and for more than an
+    hour."""
     sound = np.ascontiguousarray(samples, np.float32)
     if sound.ndim != 1:
         raise BadInputError(f"sound must be mono float32 (N,), got {sound.shape}: mix its channels first")
-    if not np.isfinite(sound).all():
-        raise BadInputError("sound must be finite numbers, got nan or infinity: the recording is damaged")
-    if len(sound) > LONGEST_S * RATE_HZ:
-        raise BadInputError(f"sound must last at most {LONGEST_S:g} s, got {len(sound) / RATE_HZ:.0f} s: cut it")
+    if not np.isfinite(sound).all() or np.abs(sound).max(initial=0.0) > LARGEST:
+        raise BadInputError("sound must be numbers of -1..1, got nan or infinity, or far larger ones: the recording is damaged")
+    if len(sound) > LONGEST_S * rate_hz:
+        raise BadInputError(f"sound must last at most {LONGEST_S:g} s, got {len(sound) / rate_hz:.0f} s: cut it")
     return sound
 
 

@@ -1,9 +1,9 @@
 """`sightline evaluate portrait`: how well one picture of a face finds the others of the same person, and whom it takes for them.
 
-faces: PERSON/*.{jpg,png}, one folder per person; every picture is searched among all others (leave one out). pairs: CSV with columns
-first, second (paths, from the file's own folder or from ``faces``) and same (1 or 0). gallery: PERSON/* adds pictures of known people,
-pictures that lie in the folder itself add every face in them as somebody unknown. sizes: the same, each face shrunk to so many pixels.
-In each picture of a person the largest face counts. Intervals are 95 %, over people.
+faces: PERSON/*.{jpg,png}, one folder per person, which may hold more folders; every picture is searched among all others (leave one
+out). pairs: CSV with columns first, second (paths, from the file's own folder or from ``faces``) and same (1 or 0). gallery: PERSON/* adds
+pictures of known people, pictures that lie in the folder itself add every face in them as somebody unknown. sizes: the same, each face
+shrunk to so many pixels. In each picture of a person the largest face counts. Intervals are 95 %, over people.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from pipeline.evaluate.open_set import (
 )
 from pipeline.evaluate.retrieval import intervals, outcomes, ranked_hits, ranking_figures
 from pipeline.ports import Face, FaceEncoder
+from services.key_figures import samples_of
 
 Float32 = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FPIR = 0.01
 RESAMPLES = 200
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -62,15 +63,17 @@ class Portraits:
 
 def pictures_of(folder: Path) -> list[tuple[Path, str]]:
     """Every picture of DIR/<person>/ with its person; raises NotFoundError when there is none."""
-    inside = (path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in PICTURES)
-    found = [(path, path.parent.name) for path in inside]
+    found = samples_of(folder, PICTURES)
     if not found:
         raise NotFoundError(f"{folder} must hold a folder of pictures per person ({', '.join(PICTURES)}), found none")
     return found
 
 
 def _read(path: Path) -> Pixels:
-    picture = cv2.imread(str(path))
+    try:
+        picture = cv2.imread(str(path))
+    except cv2.error:  # more pixels than it will decode
+        picture = None
     if picture is None:
         raise UnreadableMediaError(f"{path} must be a picture that can be decoded")
     return np.asarray(picture, np.uint8)
@@ -93,9 +96,16 @@ def shrunk(bgr: Pixels, face: Face, side_px: int) -> Pixels:
     return np.asarray(cv2.resize(bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _faces(pictures: Sequence[tuple[Path, str]], encoder: FaceEncoder) -> dict[Path, Face]:
-    """The face of each picture that shows one."""
-    found = {path: largest(encoder.faces(_read(path))) for path, _ in pictures}
+def _faces(pictures: Sequence[tuple[Path, str]], encoder: FaceEncoder, unreadable: list[str] | None = None) -> dict[Path, Face]:
+    """The face of each picture that shows one. unreadable: takes the paths of pictures that do not decode; None: they are errors."""
+    found: dict[Path, Face | None] = {}
+    for path, _ in pictures:
+        try:
+            found[path] = largest(encoder.faces(_read(path)))
+        except UnreadableMediaError:
+            if unreadable is None:
+                raise
+            unreadable.append(str(path))
     return {path: face for path, face in found.items() if face is not None}
 
 
@@ -123,8 +133,8 @@ def _named(faces: Mapping[Path, Face], pictures: Sequence[tuple[Path, str]]) -> 
 
 def _gallery(folder: Path, encoder: FaceEncoder) -> Portraits:
     """Faces of known people in DIR/<person>/, and every face of the pictures in DIR itself as somebody unknown."""
-    inside = [(path, path.parent.name) for path in sorted(folder.glob("*/*")) if path.suffix.lower() in PICTURES]
-    loose = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in PICTURES]
+    inside = samples_of(folder, PICTURES)
+    loose = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in PICTURES and path.is_file()]
     if not inside and not loose:
         raise NotFoundError(f"{folder} must hold pictures, or a folder of pictures per person ({', '.join(PICTURES)}), found none")
     faces = _faces(inside, encoder)
@@ -151,18 +161,24 @@ def evaluate_portrait(
 
     encoder: one without a gate; least_quality: that of the gate; threshold: the similarity at which the same and another person are
     equally likely by the calibration, for false match rates. dump: similarities and labels of all pictures with a face (.npz).
-    Raises NotFoundError, BadInputError, UnreadableMediaError.
+    "unreadable": pictures of people that do not decode; they count among those in which no face was found.
+    Raises NotFoundError, BadInputError; UnreadableMediaError for such a picture in ``gallery`` or ``pairs``.
     """
     started_s = time.monotonic()
     pictures = pictures_of(faces)
-    found = _faces(pictures, encoder)
+    if dump is not None:
+        dump.parent.mkdir(parents=True, exist_ok=True)
+    unreadable: list[str] = []
+    found = _faces(pictures, encoder, unreadable)
     portraits = _named(found, pictures)
-    if len(set(portraits.person.tolist())) < 2:
-        raise BadInputError(f"{faces} must show the faces of two people or more, found {len(set(portraits.person.tolist()))}")
+    if (seen := len(set(portraits.person.tolist()))) < 2:
+        broken = f"; {len(unreadable)} pictures do not decode, the first is {unreadable[0]}" if unreadable else ""
+        raise BadInputError(f"{faces} must show the faces of two people or more, found {seen} in {len(pictures)} pictures{broken}")
     measure = functools.partial(_with_and_without_gate, least_quality=least_quality, threshold=threshold)
     result: dict[str, Any] = {
         **_all(measure(portraits, portraits), portraits, pictures, least_quality),
         "people": len({person for _, person in pictures}),
+        "unreadable": unreadable,
         "space": encoder.space,
     }
     if sizes:
@@ -227,8 +243,13 @@ def _figures(probes: Portraits, gallery: Portraits, threshold: float) -> dict[st
     figures = ranking_figures(hits)
     asked = searches(similarity, is_match, is_own)
     genuine, impostor = similarity[is_match & ~is_own], similarity[~is_match & ~is_own]
-    measured: dict[str, Any] = {f"rank_{k}": round(figures.rank(k), 4) for k in (1, 5)}
-    measured |= {"mAP": round(figures.mean_average_precision, 4), "queries": figures.queries, "gallery": len(gallery.paths)}
+    is_asked = figures.queries > 0
+    measured: dict[str, Any] = {f"rank_{k}": round(figures.rank(k), 4) if is_asked else None for k in (1, 5)}
+    measured |= {
+        "mAP": round(figures.mean_average_precision, 4) if is_asked else None,
+        "queries": figures.queries,
+        "gallery": len(gallery.paths),
+    }
     measured |= {"EER": None, "FNIR_at_FPIR_1_percent": None, "threshold_at_FPIR_1_percent": None, "false_match_rate": None}
     if len(impostor):
         measured["false_match_rate"] = round(float((impostor >= threshold).mean()), 5)
@@ -293,16 +314,19 @@ def _read_pairs(file: Path, faces: Path) -> list[tuple[Path, Path, bool]]:
     if not file.is_file():
         raise NotFoundError(f"pairs must be a CSV file with columns first, second, same; {file} is not there")
     pairs = []
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        table = csv.DictReader(text)
-        if not {"first", "second", "same"} <= set(table.fieldnames or ()):
-            raise BadInputError(f"{file.name} must have the columns first, second, same, got {', '.join(table.fieldnames or ()) or 'none'}")
-        for number, line in enumerate(table, 2):
-            said = (line["same"] or "").strip().lower()
-            if said not in (*TRUE, *FALSE):
-                raise BadInputError(f"line {number} of {file.name}: same must be 1 or 0, got {line['same']!r}")
-            first, second = (_place(line[column] or "", file, faces, number) for column in ("first", "second"))
-            pairs.append((first, second, said in TRUE))
+    try:
+        table = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines(keepends=True))
+        columns, lines = table.fieldnames or (), list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{file.name} must be a CSV file in UTF-8: {error}") from error
+    if not {"first", "second", "same"} <= set(columns):
+        raise BadInputError(f"{file.name} must have the columns first, second, same, got {', '.join(columns) or 'none'}")
+    for number, line in enumerate(lines, 2):
+        said = (line["same"] or "").strip().lower()
+        if said not in (*TRUE, *FALSE):
+            raise BadInputError(f"line {number} of {file.name}: same must be 1 or 0, got {line['same']!r}")
+        first, second = (_place(line[column] or "", file, faces, number) for column in ("first", "second"))
+        pairs.append((first, second, said in TRUE))
     if not pairs:
         raise BadInputError(f"{file.name} must hold one pair or more, got none")
     return pairs

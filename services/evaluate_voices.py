@@ -1,8 +1,9 @@
 """`sightline evaluate voices`: how well a few seconds of a voice find the same speaker, as recorded and as sound comes worse.
 
-voices: SPEAKER/*.{flac,wav,mp3,...}, one folder per speaker; every clip is searched among all others (leave one out). Conditions: clean;
-short (the loudest 1.5 s); babble (up to six of the other speakers at once, 5 dB below); telephone (300 to 3400 Hz at 8 kHz). Each is
-measured with both sides in it, and ("against_clean") as a probe among clips as recorded. What is random is drawn from a fixed seed.
+voices: SPEAKER/*.{flac,wav,mp3,...}, one folder per speaker, which may hold more folders; every clip is searched among all others (leave
+one out). Conditions: clean; short (the loudest 1.5 s); babble (up to six of the other speakers at once, 5 dB below); telephone (300 to
+3400 Hz at 8 kHz). Each is measured with both sides in it, and ("against_clean") as a probe among clips as recorded. What is random is
+drawn from a fixed seed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from models import sound_conditions as conditions
 from pipeline.errors import BadInputError, NotFoundError
 from pipeline.ports import VoiceEncoder
-from services.key_figures import key_figures
+from services.key_figures import key_figures, samples_of
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Booleans = NDArray[np.bool_]
 Reader = Callable[[Path], Float32]
 Change = Callable[[int], Float32]
 
@@ -31,12 +33,13 @@ SHORT_S = 1.5
 BABBLE_DB = 5.0
 BABBLE_VOICES = 6
 CLEAN = "clean"
-NOTHING = -1.0  # the similarity of a clip in which no voice was found: it is never found
+NOTHING = -1.0  # the similarity of a clip in which no voice was found to those of others
+NEVER = -2.0  # and to those of its own speaker: behind everybody else's, so that it is never found by the order of a tie
 
 
 def clips_of(folder: Path) -> list[tuple[Path, str]]:
     """Every sound file of DIR/<speaker>/ with its speaker; raises NotFoundError when there is none."""
-    found = [(path, path.parent.name) for path in sorted(folder.glob("*/*")) if path.suffix.lower() in SOUNDS]
+    found = samples_of(folder, SOUNDS)
     if not found:
         raise NotFoundError(f"{folder} must hold a folder of sound files per speaker ({', '.join(SOUNDS)}), found none")
     return found
@@ -47,26 +50,31 @@ def evaluate_voices(voices: Path, encoder: VoiceEncoder, read: Reader, threshold
 
     read: the samples of a file, mono at 16 kHz; threshold: the cosine at which the same and another speaker are equally likely by the
     calibration. dump: similarities of every condition, and labels (.npz). "not_heard": clips of a condition in which no voice was found;
-    they stay in as never found. "real_time_factor": CPU seconds a second of sound. Raises NotFoundError, BadInputError or
-    UnreadableMediaError, naming the file.
+    they stay in as never found. "unreadable": files that do not decode; they are left out. "real_time_factor": CPU seconds a second of
+    sound. Raises NotFoundError or BadInputError when too little is left.
     """
     started_s = time.monotonic()
-    clips = clips_of(voices)
+    clips, sounds, unreadable = _read_all(clips_of(voices), read)
+    if dump is not None:
+        dump.parent.mkdir(parents=True, exist_ok=True)
     speaker = np.array([name for _, name in clips])
     names, counts = np.unique(speaker, return_counts=True)
     if len(names) < 2 or counts.max() < 2:
-        raise BadInputError(f"{voices} must hold two speakers or more, one with two clips or more, got {len(names)} and {counts.max()}")
-    sounds = [read(path) for path, _ in clips]
+        broken = f"; {len(unreadable)} files do not decode: {unreadable[0]}" if unreadable else ""
+        most = counts.max(initial=0)
+        raise BadInputError(f"{voices} must hold two speakers or more, one with two clips or more, got {len(names)} and {most}{broken}")
     encoding_s = time.process_time()
-    clean = np.stack([_recorded(encoder, path, sound) for (path, _), sound in zip(clips, sounds, strict=True)])  # (N, D)
+    clean = _encoded(encoder, lambda index: sounds[index], len(clips))  # (N, D)
     encoding_s = time.process_time() - encoding_s
+    if np.isnan(clean[:, 0]).all():
+        _name_what_is_wrong(encoder, clips[0][0], sounds[0])
     vectors = {CLEAN: clean} | {name: _encoded(encoder, change, len(clips)) for name, change in _changes(sounds, speaker).items()}
 
     is_match, is_own = speaker[:, None] == speaker[None], np.eye(len(clips), dtype=bool)
     kept: dict[str, Float32] = {}
     measured: dict[str, Any] = {}
     for name, made in vectors.items():
-        both, against = _similarity(made, made), _similarity(made, clean)
+        both, against = _similarity(made, made, is_match), _similarity(made, clean, is_match)
         kept |= {f"similarity_{name}": both.astype(np.float32), f"similarity_{name}_against_clean": against.astype(np.float32)}
         measured[name] = {**key_figures(both, is_match, is_own, speaker, threshold), "not_heard": int(np.isnan(made[:, 0]).sum())}
         if name != CLEAN:
@@ -82,6 +90,7 @@ def evaluate_voices(voices: Path, encoder: VoiceEncoder, read: Reader, threshold
         "threshold": round(threshold, 4),
         "speakers": len(names),
         "clips": len(clips),
+        "unreadable": unreadable,
         "sound_s": round(length_s, 1),
         "real_time_factor": round(encoding_s / length_s, 4),
         "space": encoder.space,
@@ -119,16 +128,37 @@ def _encoded(encoder: VoiceEncoder, change: Change, count: int) -> Float32:
     return np.stack([nothing if vector is None else vector for vector in found])
 
 
-def _similarity(probes: Float32, gallery: Float32) -> Float64:
+def _similarity(probes: Float32, gallery: Float32, is_match: Booleans) -> Float64:
+    """(Q, G); NOTHING and NEVER where one of the two was not heard."""
+    unheard = np.where(is_match, NEVER, NOTHING)
     if probes.shape[1] != gallery.shape[1]:  # none was heard
-        return np.full((len(probes), len(gallery)), NOTHING)
-    similarity: Float64 = np.nan_to_num((probes @ gallery.T).astype(np.float64), nan=NOTHING)
-    return similarity
+        return unheard
+    similarity = (probes @ gallery.T).astype(np.float64)
+    return np.where(np.isnan(similarity), unheard, similarity)
 
 
-def _recorded(encoder: VoiceEncoder, path: Path, sound: Float32) -> Float32:
-    """The vector of a clip as it is; an error names its file."""
+def _read_all(clips: Sequence[tuple[Path, str]], read: Reader) -> tuple[list[tuple[Path, str]], list[Float32], list[str]]:
+    """The clips that decode, their samples, and what is wrong with each of the others."""
+    known: list[tuple[Path, str]] = []
+    sounds: list[Float32] = []
+    unreadable: list[str] = []
+    for path, speaker in clips:
+        try:
+            sound = read(path)
+        except BadInputError as error:
+            unreadable.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
+        if not len(sound):
+            unreadable.append(f"{path}: holds no sound")
+            continue
+        known.append((path, speaker))
+        sounds.append(sound)
+    return known, sounds, unreadable
+
+
+def _name_what_is_wrong(encoder: VoiceEncoder, path: Path, sound: Float32) -> None:
+    """Raise what the encoder refuses a clip for, with its file."""
     try:
-        return encoder.encode(sound).vector
+        encoder.encode(sound)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from error

@@ -1,8 +1,12 @@
-"""How good a long-term key (a face, a voice) is, from similarities alone: ranks, pairs, and searches for people who are not there."""
+"""How good a long-term key (a face, a voice) is, from similarities alone: ranks, pairs, and searches for people who are not there.
+
+And how the people and their samples lie in a folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,17 @@ Booleans = NDArray[np.bool_]
 
 FPIR = 0.01
 RESAMPLES = 200
+
+
+def samples_of(folder: Path, endings: Sequence[str]) -> list[tuple[Path, str]]:
+    """Every file with one of ``endings`` (lower case) anywhere below DIR/<person>/, with its person, in order; hidden ones are left out."""
+    found: list[tuple[Path, str]] = []
+    for person in sorted(each for each in folder.glob("*") if each.is_dir() and not each.name.startswith(".")):
+        for path in sorted(person.rglob("*")):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(person).parts)
+            if path.suffix.lower() in endings and not is_hidden and path.is_file():
+                found.append((path, person.name))
+    return found
 
 
 def key_figures(similarity: Float64, is_match: Booleans, is_own: Booleans, person: NDArray[np.str_], threshold: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pipeline.voice.listening import Listening, Spoken
 log = logging.getLogger("sightline.ingest")
 
 AHEAD = 16  # pieces of live sound, about as many seconds, that may wait here
+MOST_TURNS = 64  # of one tracklet that are pooled: somebody who stays in view all day says no more with a thousand
 REMEMBERED = 256  # closed tracklets that a late turn may still be added to
 
 
@@ -194,6 +195,8 @@ class Ears:
                 continue
             voices = self._voices.setdefault(owner, [])
             voices.append(each)
+            if len(voices) > MOST_TURNS:
+                voices.remove(min(voices, key=_weight))
             known = self._published.get(owner)
             if known is not None and (len(voices) == 1 or known.is_closed):
                 due[owner] = None
@@ -251,13 +254,18 @@ class Ears:
         )
 
 
+def _weight(spoken: Spoken) -> float:
+    """How much a turn tells of its person's voice, 0..1."""
+    return spoken.turn.embedding.quality * spoken.verdict.confidence
+
+
 def _voiced(tracklet: Tracklet, voices: Sequence[Spoken]) -> Tracklet:
     """The tracklet with the pooled voice of its turns, in place of the one that it had."""
     if not voices:
         return tracklet
     space = voices[-1].turn.embedding.space
     alike = [each for each in voices if each.turn.embedding.space == space]
-    weights = [each.turn.embedding.quality * each.verdict.confidence for each in alike]
+    weights = [_weight(each) for each in alike]
     vectors: list[NDArray[np.float32]] = [each.turn.embedding.vector for each in alike]
     voice = pool(vectors, weights, VOICE, space)
     if voice is None:

@@ -26,7 +26,7 @@ from pipeline.calibration import score
 from pipeline.evidence import Associator, gap_between_s, together
 from pipeline.index.constraints import Constraints, Position
 from pipeline.index.stage import newest
-from pipeline.index.units import Group, Held, held_of, member_of, name_of, overlapping, spokesmen, strength
+from pipeline.index.units import Group, Held, envoys, held_of, member_of, name_of, overlapping, spokesmen, strength
 from pipeline.index.words import Words
 from pipeline.ports import LinkChanges, Member, Neighbours
 from pipeline.types import BODY, TEXT, Decision, Identity, IdentityEvent, Link, Tracklet
@@ -34,6 +34,7 @@ from pipeline.types.identity import LARGEST_PROBABILITY, MODEL, pair_key
 
 Float = NDArray[np.float64]
 
+DROWNED = 5.0  # log-odds by which a rival must be weaker to make no difference
 STRONGER_BY = 1.0  # log-odds by which a newcomer must be nearer than the one whose place it takes
 
 
@@ -377,7 +378,8 @@ class Linker:
         for support, member in found:
             if support < least:
                 break
-            rivals = [each for each, other in found if other is not member and each > 0 and self._are_two(member, other)]
+            heard = max(0.0, support - DROWNED)
+            rivals = [each for each, other in found if other is not member and each > heard and self._are_two(member, other)]
             rivals += self._rivals_of(held, member)
             offers.append(_Offer(member, support, _share(support, rivals)))
         return offers, pairs
@@ -427,7 +429,7 @@ class Linker:
         """Whether two identities cannot be one, or deny it where members of both can be compared; ``besides`` is not asked."""
         if self._constraints.conflict(held, other):
             return True
-        ours, theirs = spokesmen(held), [each for each in spokesmen(other) if besides is None or each != besides.tracklet_id]
+        ours, theirs = envoys(held), [each for each in envoys(other) if besides is None or each != besides.tracklet_id]
         said = [float(total) for each in ours for total in self._pairs(self._held[each], theirs).total if not math.isnan(total)]
         return bool(said) and sum(said) < 0.0
 

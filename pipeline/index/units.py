@@ -104,6 +104,17 @@ def spokesmen(held: Held) -> list[str]:
     return list(chosen)
 
 
+def envoys(held: Held) -> list[str]:
+    """The ids of the few members that an identity sends to another: the latest two, and the best of each long-term key."""
+    group = held.group
+    if group is None:
+        return [held.tracklet_id]
+    chosen = dict.fromkeys(span[2] for span in group.spans[-2:])
+    for modality in SPOKESMEN:
+        chosen.update(dict.fromkeys(tracklet_id for _, tracklet_id in group.keys.get(modality, [])[:1]))
+    return list(chosen)
+
+
 def strength(link: Link) -> float:
     return sum(link.log_odds.values())
 

@@ -124,13 +124,17 @@ class Walker:
                 ids[tracklet_id] = None
             walk.searches += 1
         own = here.tracklet.tracklet_id
-        links = {link.second if link.first == own else link.first: link for link in self._links(own)}
+        links = {_other(link, own): link for link in self._links(own)}
         ids |= dict.fromkeys(links)
-        ids = {each: None for each in ids if each not in links or links[each].verdict != CUT}
-        ids.pop(own, None)
         before = [walk.best[step.from_tracklet].tracklet for step in here.path if step.from_tracklet]
+        for each in {own, *(earlier.tracklet_id for earlier in before)}:
+            for parted in self._cut_from(each):
+                ids.pop(parted, None)
+        ids.pop(own, None)
         reached = []
         for other in self._gallery.tracklets(list(ids)):
+            if not is_in_window(other, window):  # a link may lead anywhere, the question does not
+                continue
             against = min([walk.objection(other), *(self._objection(earlier, other) for earlier in before)])
             step = self.step(here.tracklet, other, against)
             if other.tracklet_id in links and math.isfinite(against):
@@ -162,6 +166,10 @@ class Walker:
         if not evidence.log_odds:
             return None
         return step_of(evidence, one.tracklet_id, self._rules.caution - against)
+
+    def _cut_from(self, tracklet_id: str) -> list[str]:
+        """Whom an operator called somebody else than this tracklet."""
+        return [_other(link, tracklet_id) for link in self._links(tracklet_id) if link.verdict == CUT]
 
     def _near(self, embedding: Embedding, window: Filter) -> list[str]:
         try:
@@ -197,6 +205,18 @@ def step_of(evidence: Evidence, from_tracklet: str, caution: float) -> Step:
     modality = max(evidence.log_odds, key=lambda each: evidence.log_odds[each])
     probability = score(evidence.total - caution) if math.isfinite(caution) else 0.0
     return Step(from_tracklet, modality, evidence.similarities[modality], evidence.gap_s, probability)
+
+
+def _other(link: Link, tracklet_id: str) -> str:
+    return link.second if link.first == tracklet_id else link.first
+
+
+def is_in_window(tracklet: Tracklet, window: Filter) -> bool:
+    """Whether a search of this window may show it: when, which camera, which zone."""
+    if tracklet.started_at_ns > window.to_ns or tracklet.ended_at_ns < window.from_ns:
+        return False
+    is_camera = not window.cameras or tracklet.camera_id in window.cameras
+    return is_camera and (not window.zones or not set(window.zones).isdisjoint(tracklet.zones))
 
 
 def is_in_two_places(one: Tracklet, other: Tracklet) -> bool:

@@ -118,7 +118,8 @@ class SpeakerTurns:
         if not self._is_running or abs(sound.started_at_ns - self._end_ns) > BREAK_NS:
             turns += self.finish()
             self._restart(sound.started_at_ns)
-        self._samples = np.concatenate([self._samples, np.nan_to_num(sound.samples)])
+        whole = np.nan_to_num(sound.samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)  # a damaged stream decodes to anything
+        self._samples = np.concatenate([self._samples, whole])
         self._look()
         turns += self._close_ended()
         self._drop_old()

@@ -236,6 +236,10 @@ def test_a_huge_picture_is_searched_at_a_size_that_can_be_borne(encoder: GatedFa
     assert all(face.xyxy[2] - face.xyxy[0] > 400 for face in found)
 
 
+def test_a_strip_many_times_as_long_as_it_is_high_has_no_face(encoder: GatedFaceEncoder) -> None:
+    assert encoder.faces(np.full((24, 300_000, 3), 90, np.uint8)) == []
+
+
 def test_faces_come_best_first(encoder: GatedFaceEncoder, shared_data: Path) -> None:
     qualities = [face.quality for face in encoder.faces(read(shared_data / "faces" / "stills" / "two_people.jpg"))]
     assert len(qualities) >= 2

@@ -68,11 +68,12 @@ def chords(length_s: float, rate_hz: int = RATE_HZ) -> np.ndarray:
         (np.zeros(0, np.float32), "0.5 s or more, got 0.00 s"),
         (noise(0.3), "0.5 s or more, got 0.30 s"),
         (np.full(RATE_HZ, np.nan, np.float32), "nan or infinity"),
+        (np.append(noise(2.0), np.float32(1e30)), "far larger"),
         (np.zeros((2, RATE_HZ), np.float32), "mono"),
         (np.sign(noise(2.0)), "clipped"),
         (np.zeros(3601 * RATE_HZ, np.float32), "at most 3600 s"),
     ],
-    ids=["silence", "almost silence", "nothing", "too short", "nan", "stereo", "clipped", "too long"],
+    ids=["silence", "almost silence", "nothing", "too short", "nan", "huge", "stereo", "clipped", "too long"],
 )
 def test_what_is_no_voice_is_refused_with_the_reason(encoder: CampPlusEncoder, sound: np.ndarray, reason: str) -> None:
     with pytest.raises(BadInputError, match=reason):
@@ -104,6 +105,10 @@ def test_other_rates_keep_length_and_pitch(rate_hz: int) -> None:
     assert abs(len(made) - RATE_HZ) <= 1
     assert abs(int(np.abs(np.fft.rfft(made[:RATE_HZ])).argmax()) - 1000) <= 1
     assert at_16_khz(sound, RATE_HZ) is sound
+
+
+def test_half_an_hour_at_any_rate_is_no_more_than_an_hour() -> None:
+    assert len(at_16_khz(np.zeros(1800 * 48_000, np.float32), 48_000)) == 1800 * RATE_HZ
 
 
 # -------------------------------------------------------------------------------------- band and quality

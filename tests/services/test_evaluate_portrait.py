@@ -146,9 +146,16 @@ def test_pairs_that_cannot_be_read_are_named(faces: Path, text: str, said: str) 
         measured(faces, pairs=file)
 
 
+def test_pairs_in_another_coding_are_refused(faces: Path) -> None:
+    file = faces.parent / "pairs.csv"
+    file.write_bytes("first,second,same\nanna/Ä.png,anna/1.png,1\n".encode("utf-16"))
+    with pytest.raises(BadInputError, match="must be a CSV file in UTF-8"):
+        measured(faces, pairs=file)
+
+
 def test_similarities_are_dumped_with_their_names(faces: Path, tmp_path: Path) -> None:
-    measured(faces, dump=tmp_path / "dump.npz")
-    dump = np.load(tmp_path / "dump.npz")
+    measured(faces, dump=tmp_path / "figures" / "dump.npz")
+    dump = np.load(tmp_path / "figures" / "dump.npz")
     assert dump["similarity"].shape == (9, 9)
     assert dump["query_person"].tolist() == dump["gallery_person"].tolist()
     assert dump["query"][0].endswith("anna/0.png")
@@ -166,9 +173,43 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, faces: Path) -> None
     cv2.imwrite(str(alone / "0.png"), page(PEOPLE["anna"]))
     with pytest.raises(BadInputError, match="two people or more, found 1"):
         measured(alone.parent)
-    (faces / "anna" / "broken.jpg").write_bytes(b"words")
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "broken.jpg").write_bytes(b"words")
     with pytest.raises(UnreadableMediaError, match=r"broken\.jpg must be a picture"):
+        measured(faces, gallery=unknown)
+
+
+def test_a_picture_that_does_not_decode_counts_as_one_without_a_face_and_is_named(faces: Path) -> None:
+    (faces / "anna" / "broken.jpg").write_bytes(b"words")
+    result = measured(faces)
+    assert result["unreadable"] == [str(faces / "anna" / "broken.jpg")]
+    assert (result["pictures"], result["not_found"], result["queries"]) == (10, 1, 9)
+    assert result["rank_1_of_all_pictures"] == 0.9
+    for name in ("bert", "carl"):
+        for path in (faces / name).iterdir():
+            path.write_bytes(b"words")
+    with pytest.raises(BadInputError, match=r"found 1 in 10 pictures; 7 pictures do not decode, the first is .*broken\.jpg"):
         measured(faces)
+
+
+def test_pictures_lie_at_any_depth_and_what_is_hidden_is_left_out(faces: Path) -> None:
+    plain = measured(faces)
+    (faces / "anna" / "summer").mkdir()
+    (faces / "anna" / "0.png").rename(faces / "anna" / "summer" / "Ä b#1.PNG")
+    (faces / "anna" / "._1.png").write_bytes(b"a fork of another system")
+    (faces / "anna" / "folder.jpg").mkdir()
+    (faces / ".cache" / "x").mkdir(parents=True)
+    (faces / ".cache" / "x" / "0.png").write_bytes(b"")
+    result = measured(faces)
+    assert {**result, "elapsed_s": 0} == {**plain, "elapsed_s": 0}
+
+
+def test_where_nobody_has_two_pictures_there_is_no_rank(faces: Path) -> None:
+    for path in [*faces.glob("*/1.png"), *faces.glob("*/2.png")]:
+        path.unlink()
+    result = measured(faces)
+    assert (result["queries"], result["rank_1"], result["mAP"], result["EER"]) == (0, None, None, None)
 
 
 def test_the_command_prints_json_for_programs(weights: Callable[[str], Path], shared_data: Path, tmp_path: Path) -> None:

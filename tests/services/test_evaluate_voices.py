@@ -70,7 +70,7 @@ def voices(tmp_path: Path) -> Path:
 
 
 def test_voices_that_are_easy_to_tell_apart_are_told_apart(voices: Path, tmp_path: Path) -> None:
-    figures = evaluate_voices(voices, Pitches(), wiring.read_voice, THRESHOLD, tmp_path / "dump.npz")
+    figures = evaluate_voices(voices, Pitches(), wiring.read_voice, THRESHOLD, tmp_path / "figures" / "dump.npz")
     assert (figures["EER"], figures["rank_1"], figures["mAP"], figures["FNIR_at_FPIR_1_percent"]) == (0.0, 1.0, 1.0, 0.0)
     assert (figures["false_match_rate"], figures["false_non_match_rate"]) == (0.0, 0.0)
     assert (figures["speakers"], figures["clips"], figures["queries"], figures["gallery"]) == (3, 9, 9, 9)
@@ -79,7 +79,7 @@ def test_voices_that_are_easy_to_tell_apart_are_told_apart(voices: Path, tmp_pat
     assert figures["intervals"]["rank_1"] == [1.0, 1.0]
     assert set(figures["conditions"]) == {"clean", "short_1.5_s", "babble_5_dB", "telephone"}
     assert figures["conditions"]["babble_5_dB"]["against_clean"]["rank_1"] == 1.0
-    with np.load(tmp_path / "dump.npz") as dump:
+    with np.load(tmp_path / "figures" / "dump.npz") as dump:
         assert dump["similarity"].shape == dump["similarity_telephone_against_clean"].shape == (9, 9)
         assert dump["query_person"].tolist() == dump["gallery_person"].tolist() == sorted(3 * list(PITCHES_HZ))
         assert dump["query"][0].endswith("0.wav")
@@ -95,15 +95,29 @@ def test_clips_in_which_nobody_is_heard_are_counted_and_never_found(voices: Path
     assert figures["short_1.5_s"]["not_heard"] == 9
     assert figures["short_1.5_s"]["false_non_match_rate"] == 1.0
     assert figures["short_1.5_s"]["false_match_rate"] == 0.0
+    assert (figures["short_1.5_s"]["rank_1"], figures["short_1.5_s"]["against_clean"]["rank_1"]) == (0.0, 0.0)
     assert figures["babble_5_dB"]["not_heard"] == 0
 
 
-def test_a_clip_without_a_voice_or_sound_is_named(voices: Path) -> None:
+def test_where_no_clip_holds_a_voice_the_first_is_named(voices: Path) -> None:
     with pytest.raises(BadInputError, match=r"anna.0\.wav: a voice must last 9"):
         evaluate_voices(voices, Pitches(least_s=9.0), wiring.read_voice, THRESHOLD)
+
+
+def test_clips_that_do_not_decode_are_named_and_left_out(voices: Path) -> None:
     (voices / "bert" / "1.wav").write_bytes(b"RIFF and then nothing of a wave")
-    with pytest.raises(UnreadableMediaError, match=r"bert.1\.wav"):
-        evaluate_voices(voices, Pitches(), wiring.read_voice, THRESHOLD)
+    (voices / "anna" / "._0.wav").write_bytes(b"a fork of another system")
+    figures = evaluate_voices(voices, Pitches(), wiring.read_voice, THRESHOLD)
+    assert len(figures["unreadable"]) == 1
+    assert str(voices / "bert" / "1.wav") in figures["unreadable"][0]
+    assert (figures["clips"], figures["rank_1"]) == (8, 1.0)
+
+
+def test_one_clip_in_which_nobody_is_heard_stops_nothing(voices: Path) -> None:
+    (voices / "anna" / "deeper").mkdir()
+    write_wav(voices / "anna" / "deeper" / "SHORT.WAV", hummed(220, 0.3, 9))
+    figures = evaluate_voices(voices, Pitches(least_s=0.5), wiring.read_voice, THRESHOLD)
+    assert (figures["clips"], figures["not_heard"], figures["rank_1"]) == (10, 1, 0.9)
 
 
 def test_too_few_speakers_and_a_folder_without_sound_are_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from services.adapters.pyav_capture import PyAvCapture
 from services.contact_sheet import contact_sheet
 from services.footage import _with_zones
 from services.ingest import IngestLine, TrackAndEmbed
-from services.listening import Ears
+from services.listening import MOST_TURNS, Ears
 from services.settings import Settings
 from services.sinks import Publication
 from tests.fakes import NOON_NS, ColourLooks, InMemoryGallery, InMemoryMedia, a_tracklet, embedding
@@ -210,6 +210,15 @@ def test_a_late_turn_of_a_closed_tracklet_is_a_revision_more() -> None:
     assert closed.embedding(VOICE) is None
     assert (late.revision, late.is_closed) == (5, True)
     assert late.embedding(VOICE) is not None
+
+
+def test_of_very_many_turns_of_one_person_those_that_tell_most_are_kept() -> None:
+    ears = listening_ears()
+    ears.join([a_tracklet("t1")], [])
+    ears.join([], [turn_of("t1", 0.9)] + [turn_of("t1", 0.1, 0, 1) for _ in range(3 * MOST_TURNS)])
+    kept = ears._voices["t1"]
+    assert len(kept) == MOST_TURNS
+    assert max(each.verdict.confidence for each in kept) == 0.9
 
 
 def test_two_turns_of_one_person_are_pooled_and_the_surer_weighs_more() -> None:

@@ -171,6 +171,20 @@ def test_an_operators_confirmation_leads_on_and_a_cut_does_not() -> None:
     assert match_of(found, "stranger").why[0] == "face 1.00 → confirmed by an operator"
 
 
+def test_a_cut_parts_two_also_where_a_third_leads_from_one_to_the_other() -> None:
+    cut = Link("face", "coat", 0.0, made_by="operator", verdict="different")
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [cut] if name in ("face", "coat") else [])
+    assert probable(stage.search(portrait())) == ["face", "voice"]
+
+
+def test_a_link_leads_to_nobody_outside_the_window() -> None:
+    same = Link("face", "stranger", 0.99, made_by="operator", verdict="same")
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [same] if name in ("face", "stranger") else [])
+    assert "stranger" in probable(stage.search(portrait()))
+    for window in (Filter(cameras=("north", "south")), Filter(to_ns=NOON_NS + HOUR), Filter(zones=("gate",))):
+        assert "stranger" not in [match.tracklet_id for match in stage.search(portrait(window=window)).matches]
+
+
 def test_a_link_made_before_counts_where_it_is_surer_than_the_step() -> None:
     known = Link("voice", "coat", 0.97, {BODY: 0.98}, {BODY: 5.0}, 1198.0)
     stage = stage_over(InMemoryGallery(*people()), links=lambda name: [known] if name in ("voice", "coat") else [])

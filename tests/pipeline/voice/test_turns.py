@@ -116,6 +116,20 @@ def test_noise_that_is_no_number_is_silence() -> None:
     assert len(turns_of(np.concatenate([broken, silence(1.0)]))) == 1
 
 
+def test_a_damaged_stream_gives_no_number_beyond_full_scale() -> None:
+    class Noting(ToneVoices):
+        loudest = 0.0
+
+        def activity(self, samples: np.ndarray) -> np.ndarray:
+            self.loudest = max(self.loudest, float(np.abs(samples).max()))
+            return super().activity(samples)
+
+    voice, broken = Noting(), tone(1.0, ANNA_HZ)
+    broken[::999], broken[5::999], broken[7::999] = np.inf, -np.inf, 1e30
+    assert len(turns_of(np.concatenate([broken, silence(1.0)]), voice=voice)) == 1
+    assert voice.loudest <= 1.0
+
+
 def test_loudness_is_in_decibels_of_ten_milliseconds() -> None:
     loud = loudness(np.concatenate([silence(0.1), tone(0.1, 1000.0, loud=1.0)]))
     assert loud.shape == (20,)
