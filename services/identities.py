@@ -126,9 +126,9 @@ def show_identity(settings: Settings, name: str, issued_by: str, purpose: str) -
             raise NotFoundError(f"{name} must be an identity or a tracklet that was linked: `sightline identity list` shows identities")
         tracklets = gallery.tracklets(identity.tracklet_ids)
         cut = {pair_key(link.first, link.second): link for each in identity.tracklet_ids for link in store.links_of(each)}
-    return Whereabouts(
-        identity.identity_id, tuple(tracklets), identity.links, tuple(link for link in cut.values() if link.verdict == "different")
-    )
+    held = {each.tracklet_id for each in tracklets}  # what was just removed may still be linked
+    links = tuple(link for link in identity.links if held >= {link.first, link.second})
+    return Whereabouts(identity.identity_id, tuple(tracklets), links, tuple(link for link in cut.values() if link.verdict == "different"))
 
 
 def decide(settings: Settings, action: str, first: str, second: str, issued_by: str, purpose: str) -> Decision:

@@ -78,7 +78,7 @@ class IndexHandler:
             self._erased |= gone
             self._remove_crops(self._gallery.delete(sorted(gone)))
             if self._linking is not None:
-                outputs += [Output(DECISIONS, key, None) for key in self._linking.erase(sorted(gone))]
+                self._linking.erase(sorted(gone))
         brought = [r.value for r in batch if isinstance(r.value, Tracklet)]
         tracklets = [each for each in brought if each.tracklet_id not in self._erased]
         refused = [crop for each in brought if each.tracklet_id in self._erased for crop in each.crops]

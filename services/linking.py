@@ -44,6 +44,7 @@ class Linking:
         self._lock = threading.RLock()
         self._sent = 0
         self._unwritten = LinkChanges()
+        self._forgotten: dict[str, None] = {}  # words to be taken off their topic
 
     def catch_up(self, gallery: Gallery, decisions: Iterable[Decision] = ()) -> int:
         """Restore what was linked, and link what the gallery holds and was not, because the worker was killed or linking was off before.
@@ -100,7 +101,7 @@ class Linking:
             self._write(LinkChanges(forgotten=(key,)) if self._linker is None else self._linker.forget_decision(key))
 
     def erase(self, tracklet_ids: Sequence[str]) -> tuple[str, ...]:
-        """Remove tracklets for good; gives the keys of the operators' words on them, which must go too."""
+        """Remove tracklets for good; gives the keys of the operators' words on them: ``outputs`` takes those off their topic."""
         with self._lock:
             gone = set(tracklet_ids)
             keys = {each.key for each in self._store.decisions() if gone & {each.first, each.second}}
@@ -108,6 +109,7 @@ class Linking:
                 changes = self._linker.remove(tracklet_ids, self._clock_ns())
                 keys.update(changes.forgotten)
                 self._write(changes)
+            self._forgotten.update(dict.fromkeys(sorted(keys)))
             self._store.remove(tracklet_ids)  # also what only the store knew
             return tuple(sorted(keys))
 
@@ -119,11 +121,13 @@ class Linking:
                 self.erase(names)
 
     def outputs(self) -> list[Output]:
-        """The events that nobody was told yet."""
+        """The events that nobody was told yet, and the words on tracklets that are no more, which must go too."""
         with self._lock:
             waiting = [(number, event) for number, event in self._store.untold() if number > self._sent]
             self._sent = max([self._sent, *(number for number, _ in waiting)])
-            return [Output(IDENTITIES, event.identity_id, event) for _, event in waiting]
+            forgotten, self._forgotten = self._forgotten, {}
+            told = [Output(IDENTITIES, event.identity_id, event) for _, event in waiting]
+            return [*(Output(DECISIONS, key, None) for key in forgotten), *told]
 
     def were_sent(self) -> None:
         """What ``outputs`` gave was produced: once it is durable it need not be kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import NotReadyError
-from pipeline.ports import Gallery
+from pipeline.ports import Gallery, IdentityStore
 from pipeline.types import CropReference, Erasure
 from services import audit, wire
 from services.settings import Settings
@@ -47,6 +48,7 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
     from services.wiring import erase_from_log, open_broker, open_gallery, open_identities
 
     whole = [tracklet_id for tracklet_id in tracklet_ids if len(tracklet_id) >= ID_CHARACTERS]
+    held = _held(settings, whole)  # counted before anybody is told: a worker may be quick
     with open_broker(settings) as broker:
         for tracklet_id in whole:
             audit.record(broker, "erase", tracklet_id, issued_by, purpose)
@@ -54,27 +56,36 @@ def erase_tracklets(settings: Settings, tracklet_ids: Sequence[str], issued_by: 
         broker.flush()
     try:
         with open_gallery(settings) as gallery:
-            known = [tracklet.tracklet_id for tracklet in gallery.tracklets(whole)]
-            remove_crops(settings, gallery.delete(known))
+            held = [tracklet.tracklet_id for tracklet in gallery.tracklets(whole)] or held
+            remove_crops(settings, gallery.delete(whole))
             with open_identities(settings) as identities:
                 identities.remove(whole)
     except NotReadyError:  # another process writes the index: its worker has been told
-        known = _wait_until_gone(settings, whole)
+        _wait_until_gone(settings, whole)
     is_in_log = erase_from_log(settings, CARRIERS, whole) is None  # also of those that a first try left half way
-    return Erased(len(known), is_in_log)
+    return Erased(len(held), is_in_log)
 
 
-def _wait_until_gone(settings: Settings, tracklet_ids: Sequence[str]) -> list[str]:
+def _held(settings: Settings, tracklet_ids: Sequence[str]) -> list[str]:
+    """Those of them that the index of this machine holds; none where there is no index."""
+    from services.wiring import open_gallery
+
+    try:
+        with open_gallery(settings, read_only=True) as gallery:
+            return [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
+    except NotReadyError:
+        return []
+
+
+def _wait_until_gone(settings: Settings, tracklet_ids: Sequence[str]) -> None:
     from services.wiring import open_gallery
 
     ends_at = time.monotonic() + ERASED_WITHIN_S
-    known: list[str] = []
     while True:
         with open_gallery(settings, read_only=True) as gallery:
-            left = [tracklet.tracklet_id for tracklet in gallery.tracklets(tracklet_ids)]
-        known = known or left
+            left = gallery.tracklets(tracklet_ids)
         if not left:
-            return known
+            return
         if time.monotonic() > ends_at:
             raise NotReadyError(
                 f"{len(left)} tracklets are not out of the index yet: its worker is told and removes them when it runs again"
@@ -91,7 +102,21 @@ def expire_tracklets(settings: Settings, before_ns: int, issued_by: str) -> int:
             return 0
         before_ns = time.time_ns() - int(settings.index.retention_days * DAY_NS)
     with open_gallery(settings) as gallery, open_identities(settings) as identities:
-        return _expire(settings, gallery, before_ns, issued_by, lambda ns: identities.remove(identities.ended_before(ns)))
+        return _expire(settings, gallery, before_ns, issued_by, functools.partial(_forget, settings, identities))
+
+
+def _forget(settings: Settings, identities: IdentityStore, before_ns: int) -> None:
+    """Out of the identities, and what operators said of them off its topic, which keeps it for ever otherwise."""
+    from services.wiring import open_broker
+
+    gone = set(identities.ended_before(before_ns))
+    keys = [each.key for each in identities.decisions() if gone & {each.first, each.second}]
+    if keys:
+        with open_broker(settings) as broker:
+            for key in keys:
+                broker.produce(DECISIONS, None, key.encode())
+            broker.flush()
+    identities.remove(sorted(gone))
 
 
 @contextmanager

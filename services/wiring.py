@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sightline.wiring")
 
+CAUGHT_UP = 0.8  # of the old model's vectors, from which on the new one answers
 # What the base install needs; the rest is fetched when first used.
 BASE_WEIGHTS = ("nanodet", "blazeface", "mobilefacenet", "use-multilingual")
 
@@ -357,7 +358,8 @@ def answering_face_space(settings: Settings, held: Mapping[str, int]) -> str:
     packaged = {"mobilefacenet": MOBILEFACENET, "faceres": FACERES}
     own = packaged.get(settings.embed.face_model) or face_encoder(settings).space
     most = max(held, key=lambda space: (held[space], space == own), default=own)
-    return most if most != own and most in packaged.values() else ""
+    has_caught_up = held.get(own, 0) >= CAUGHT_UP * held.get(most, 0)  # another gate lets more or fewer faces pass
+    return most if not has_caught_up and most in packaged.values() else ""
 
 
 def face_encoder_of(settings: Settings, space: str) -> FaceEncoder:

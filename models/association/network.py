@@ -13,6 +13,8 @@ so that log-odds rise with the cosine, are 0 where a sample cannot be trusted, a
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,7 +165,7 @@ def save(curves: Mapping[str, Curve], path: Path) -> None:
 def load(path: Path = WEIGHTS) -> dict[str, Curve]:
     """The curves by space. Raises SettingsError when the file is missing or is not one of ``save``."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             if not np.array_equal(held["knots"], KNOTS):
                 raise ValueError("its knots are others")
             table = zip(held["spaces"].tolist(), held["modalities"].tolist(), held["numbers"], held["trust"], strict=True)
@@ -172,7 +174,7 @@ def load(path: Path = WEIGHTS) -> dict[str, Curve]:
                 slope, good, uneven, poor, right, wrong, width = row.tolist()
                 curves[space] = Curve(modality, slope, Midpoints(good, uneven, poor), right, wrong, trust, int(width))
             return curves
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SettingsError(f"the weights {path.name} must be the associative network's: {error}; train them or reinstall") from error
 
 

@@ -35,6 +35,7 @@ from pipeline.types.identity import LARGEST_PROBABILITY, MODEL, pair_key
 Float = NDArray[np.float64]
 
 DROWNED = 5.0  # log-odds by which a rival must be weaker to make no difference
+RIVALS = 3  # so many of the strongest are asked whether they are somebody else: the weaker add little
 STRONGER_BY = 1.0  # log-odds by which a newcomer must be nearer than the one whose place it takes
 
 
@@ -379,7 +380,8 @@ class Linker:
             if support < least:
                 break
             heard = max(0.0, support - DROWNED)
-            rivals = [each for each, other in found if other is not member and each > heard and self._are_two(member, other)]
+            strongest = [(each, other) for each, other in found if other is not member and each > heard][:RIVALS]
+            rivals = [each for each, other in strongest if self._are_two(member, other)]
             rivals += self._rivals_of(held, member)
             offers.append(_Offer(member, support, _share(support, rivals)))
         return offers, pairs

@@ -17,9 +17,11 @@ from pipeline.errors import SpaceMismatchError
 from pipeline.evidence import LONG_TERM, Associator, Evidence, compare, gap_between_s
 from pipeline.ports import Gallery
 from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Link, Step, Tracklet
+from pipeline.types.identity import LARGEST_PROBABILITY
 
 LEADS = (FACE, VOICE, BODY)
 CUT = "different"  # the verdict of a link that an operator cut
+SAME = "same"  # of one that an operator confirmed
 CONFIRMED = "operator"  # what led on where two tracklets share nothing but an operator's word
 HAND_OVER_S = 0.5  # two tracks of one person may overlap so long where one hands over to the other
 
@@ -128,7 +130,7 @@ class Walker:
         ids |= dict.fromkeys(links)
         before = [walk.best[step.from_tracklet].tracklet for step in here.path if step.from_tracklet]
         for each in {own, *(earlier.tracklet_id for earlier in before)}:
-            for parted in self._cut_from(each):
+            for parted in self.cut_from(each):
                 ids.pop(parted, None)
         ids.pop(own, None)
         reached = []
@@ -167,9 +169,13 @@ class Walker:
             return None
         return step_of(evidence, one.tracklet_id, self._rules.caution - against)
 
-    def _cut_from(self, tracklet_id: str) -> list[str]:
+    def cut_from(self, tracklet_id: str) -> list[str]:
         """Whom an operator called somebody else than this tracklet."""
         return [_other(link, tracklet_id) for link in self._links(tracklet_id) if link.verdict == CUT]
+
+    def confirmed_with(self, tracklet_id: str) -> list[str]:
+        """Whom an operator called the same person as this tracklet."""
+        return [_other(link, tracklet_id) for link in self._links(tracklet_id) if link.verdict == SAME]
 
     def _near(self, embedding: Embedding, window: Filter) -> list[str]:
         try:
@@ -189,9 +195,11 @@ class Walker:
 def linked(step: Step | None, link: Link, from_tracklet: str, against: float) -> Step | None:
     """The surer of a step and a link that was made before, which had more to go by; an operator's confirmation among them.
 
-    against: log-odds, at most 0, by which the probe and the path speak against it: the link did not know them.
+    against: log-odds, at most 0, by which the probe and the path speak against it: the link did not know them. The probability of a link
+    that an operator confirmed is the model's, which the operator overruled.
     """
-    probability = score(log_odds_of(link.probability) + against)
+    believed = LARGEST_PROBABILITY if link.verdict == SAME else link.probability
+    probability = score(log_odds_of(believed) + against)
     if step is not None and step.probability >= probability:
         return step
     modality = max(link.similarities, key=lambda each: link.log_odds.get(each, 0.0), default="" if step is None else step.modality)

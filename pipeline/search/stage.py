@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,10 @@ from pipeline.evidence import LONG_TERM
 from pipeline.ports import Gallery, TextEncoder
 from pipeline.probes import Part, reasons, resolve
 from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
-from pipeline.search.progressive import Found, Walker, is_seen, path_in_words
+from pipeline.search.progressive import CONFIRMED, Found, Walker, is_in_window, is_seen, path_in_words
 from pipeline.search.trajectory import visits
 from pipeline.types import FACE, Coverage, Embedding, Filter, Identity, Match, Query, Ranking, Sighting, Step, Tracklet
+from pipeline.types.identity import LARGEST_PROBABILITY
 
 CANDIDATES_PER_MATCH = 5  # so many times top_k are taken from every part: one that is 40th by body may be 1st by face and body
 MIN_CANDIDATES = 100
@@ -90,18 +92,27 @@ class SearchStage:
         run = _Run(query, self._clock() if started_s is None else started_s)
         resolved = resolve(query.probes, self._text, self._stored)
         run.notes.extend(resolved.notes)
-        parts, hits = self._ask(run, resolved.parts, len(resolved.own_tracklets))
-        candidates = self._candidates(run, parts, hits, resolved.own_tracklets)
+        parted = self._parted(run)
+        parts, hits = self._ask(run, resolved.parts, len(resolved.own_tracklets | parted))
+        candidates = self._candidates(run, parts, hits, resolved.own_tracklets | parted)
         fused = in_order(parts, similarities_to(parts, hits, candidates), self._calibration) if candidates else None
         paths: dict[str, Found] = {}
         if fused and self._walker and query.steps > 0 and (resolved.own_tracklets or _asks_for_somebody(parts)):
-            paths = self._walk(run, self._walker, parts, fused, candidates, resolved.own_tracklets)
+            paths = self._walk(run, self._walker, parts, fused, candidates, resolved.own_tracklets, parted)
             candidates |= {tracklet_id: found.tracklet for tracklet_id, found in paths.items()}
             fused = with_paths(in_order(parts, similarities_to(parts, hits, candidates), self._calibration), paths)
         matches = self._matches(run, parts, fused, candidates, paths) if fused else ()
         sightings = self._sightings(matches, candidates)
         coverage = self._coverage(run, parts)
         return Ranking(query.query_id, matches, coverage, self._clock() - run.started_s, run.is_partial, sightings)
+
+    def _parted(self, run: _Run) -> frozenset[str]:
+        """Whom an operator called somebody else than a tracklet that is asked for: no answer to it, however alike they look."""
+        asked = _asked_for(run.query)
+        parted = frozenset(each for own in asked for each in self._walker.cut_from(own)) if self._walker is not None else frozenset()
+        if parted:
+            run.notes.append(f"left out, an operator said that it is somebody else: tracklet {_some(sorted(parted))}")
+        return parted
 
     def _stored(self, tracklet_ids: Sequence[str]) -> list[Tracklet]:
         """Stored tracklets to ask with: of each modality the vector in the space that the index holds most of."""
@@ -151,8 +162,9 @@ class SearchStage:
         fused: Fused,
         candidates: Mapping[str, Tracklet],
         own_tracklets: frozenset[str],
+        parted: frozenset[str],
     ) -> dict[str, Found]:
-        """Who is found by steps from those that the probe found itself, by id; only paths of more than one step."""
+        """Who is found by steps from those that the probe found itself, by id: paths of more than one step, and an operator's word."""
         starts = []
         for row, tracklet_id in enumerate(fused.tracklet_ids):
             similarities = best_by_modality(parts, fused.similarities[row])
@@ -161,9 +173,16 @@ class SearchStage:
                 probability = score(float(fused.log_odds[row]))
                 step = Step("", modality, similarities[modality], 0.0, probability)
                 starts.append(Found(candidates[tracklet_id], probability, (step,)))
+        confirmed = {each for own in _asked_for(run.query) for each in walker.confirmed_with(own)}
+        for tracklet in self._gallery.tracklets(sorted(confirmed)):
+            if is_in_window(tracklet, run.query.window):
+                step = Step("", CONFIRMED, 0.0, 0.0, LARGEST_PROBABILITY)
+                starts.append(Found(tracklet, step.probability, (step,)))
         lasting = [part for part in parts if part.embedding.modality in LONG_TERM and not part.is_negative]
 
         def objection(tracklet: Tracklet) -> float:
+            if tracklet.tracklet_id in parted:
+                return -math.inf
             said = [self._curve(part, stored_similarity(part, tracklet)) for part in lasting]
             return min([0.0, *(odds for odds in said if odds == odds)])
 
@@ -171,7 +190,8 @@ class SearchStage:
             starts, run.query.window, run.query.steps, objection, lambda: self._is_late(run, "the walk from match to match was over")
         )
         run.notes.extend(notes)
-        return {each.tracklet.tracklet_id: each for each in found if len(each.path) > 1 and each.tracklet.tracklet_id not in own_tracklets}
+        led = {each.tracklet.tracklet_id: each for each in found if len(each.path) > 1 or each.tracklet.tracklet_id in confirmed}
+        return {tracklet_id: each for tracklet_id, each in led.items() if tracklet_id not in own_tracklets}
 
     def _curve(self, part: Part, cosine: float) -> float:
         return float(self._calibration.log_odds(part.embedding.modality, part.embedding.space, cosine, part.is_picture))
@@ -259,6 +279,11 @@ class SearchStage:
         run.is_partial = True
         run.notes.append(f"the deadline of {run.query.deadline_s:g} s passed before {what}")
         return True
+
+
+def _asked_for(query: Query) -> list[str]:
+    """The tracklets that a query asks for."""
+    return [probe.tracklet_id for probe in query.probes if probe.kind == "tracklet" and not probe.is_negative]
 
 
 def _asks_for_somebody(parts: Sequence[Part]) -> bool:

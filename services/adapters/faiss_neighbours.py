@@ -29,6 +29,7 @@ Float32 = NDArray[np.float32]
 EXACT_TO = 2_048  # a shelf of so many vectors is searched whole
 BUILT_ANEW_FROM = 512  # dead vectors below which building anew is not worth it
 LINKS_OF_A_VECTOR, WIDTH_OF_BUILDING, WIDTH_OF_SEARCH = 16, 40, 64  # of HNSW
+LOOKS_BEHIND_THE_DEAD = 4  # each four times as far
 THE_SAME = 0.995  # cosine from which another revision's vector is not worth a place of its own
 SHELVES_OF_A_HORIZON = 4
 SHELVES_KEPT = 16  # of one body space, those last added to: archives may tell of any time
@@ -107,14 +108,23 @@ class _Shelf:
         count = len(self.ids)
         if not self.rows:
             return [[] for _ in probes]
+        wanted = min(count, int((top_k + 8) * count / len(self.rows)))
+        found = self._living(probes, wanted, top_k)
+        for _ in range(LOOKS_BEHIND_THE_DEAD):
+            if wanted == count or min(map(len, found)) >= min(top_k, len(self.rows)):
+                break
+            wanted = min(count, 4 * wanted)  # the many revisions of one tracklet lie close together: behind them are the others
+            found = self._living(probes, wanted, top_k)
+        return found
+
+    def _living(self, probes: Float32, wanted: int, top_k: int) -> list[list[tuple[float, str]]]:
+        """The living of the ``wanted`` nearest rows, most ``top_k``."""
         if self._matrix is not None:
-            cosines = probes @ self._matrix[:count].T  # (Q, N)
-            wanted = min(count, 2 * top_k + 8)
+            cosines = probes @ self._matrix[: len(self.ids)].T  # (Q, N)
             rows = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted]
             cosines = np.take_along_axis(cosines, rows, axis=1)
         else:
-            alive_share = len(self.rows) / count
-            cosines, rows = self._graph.search(probes, min(count, int((top_k + 8) / alive_share)))
+            cosines, rows = self._graph.search(probes, wanted)
         found = []
         for cosines_of, rows_of in zip(cosines.tolist(), rows.tolist(), strict=True):
             hits = [(cosine, self.ids[row]) for cosine, row in zip(cosines_of, rows_of, strict=True) if row >= 0]

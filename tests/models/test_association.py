@@ -153,7 +153,14 @@ def test_weights_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_broken_weights_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "association.npz").write_bytes(b"no weights")
+    whole = WEIGHTS.read_bytes()
+    spoilt = whole[:300] + bytes(each ^ 255 for each in whole[300:340]) + whole[340:]
+    for content in (b"no weights", b"", whole[:-100], spoilt):
+        (tmp_path / "association.npz").write_bytes(content)
+        with pytest.raises(SettingsError, match=r"association\.npz"):
+            associative_network(PLAIN, path=tmp_path / "association.npz")
+    with (tmp_path / "association.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
     with pytest.raises(SettingsError, match=r"association\.npz"):
         associative_network(PLAIN, path=tmp_path / "association.npz")
 

@@ -241,6 +241,36 @@ def test_the_erased_are_out_of_the_identities_and_so_is_what_was_said_of_them(br
     assert store.identity_of(["a"]) == {}
 
 
+def test_what_was_said_of_the_erased_goes_though_another_word_of_that_batch_is_put_aside(
+    broker: SqliteBroker, store: SqliteIdentities
+) -> None:
+    gallery = InMemoryGallery()
+    publish(broker, *THREE, Decision("a", "c", "different", "anna", NOON_NS), Decision("b", "c", "different", "anna", NOON_NS))
+    work(broker, gallery, store)
+    words = [Decision(first, second, "same", "bert", NOON_NS + 1) for first, second in (("b", "later"), ("later", "c"))]
+    publish(broker, Erasure("a", NOON_NS), *words)
+    work(broker, gallery, store)
+    assert len(list_dead_letters(broker)) == 1
+    reader = broker.reader([DECISIONS])
+    (taken_off,) = [message.key for message in until_end(broker, reader, DECISIONS) if message.value is None]
+    reader.close()
+    assert taken_off == pair_key("a", "c").encode()
+
+
+def test_what_was_said_of_the_expired_does_not_come_back(broker: SqliteBroker, store: SqliteIdentities) -> None:
+    gallery = InMemoryGallery()
+    publish(broker, *THREE, Decision("a", "c", "different", "anna", NOON_NS))
+    work(broker, gallery, store)
+    linking = a_linking(store, broker)
+    linking.catch_up(gallery, read_decisions(broker))
+    gallery.expire(NOON_NS + 30 * S)
+    linking.expire(NOON_NS + 30 * S)
+    assert [(each.topic, each.key, each.value) for each in linking.outputs() if each.topic == DECISIONS] == [
+        (DECISIONS, pair_key("a", "c"), None)
+    ]
+    assert not [each for each in linking.outputs() if each.topic == DECISIONS]
+
+
 def test_what_was_deleted_while_no_worker_ran_is_forgotten_at_the_next_start(broker: SqliteBroker, store: SqliteIdentities) -> None:
     gallery = InMemoryGallery()
     publish(broker, *THREE)
@@ -326,6 +356,15 @@ def test_an_identity_is_shown_with_the_evidence_in_words(data: Path) -> None:
     assert found["trajectory"][1]["evidence"][0]["similarities"] == {"face": 1.0}
 
 
+def test_an_identity_is_shown_while_one_of_its_tracklets_is_being_removed(data: Path) -> None:
+    with wiring.open_gallery(settings_of(data)) as gallery:
+        gallery.delete([NAMES["a"]])
+    shown = sightline(data, "show", NAMES["b"], "--purpose", "case 7")
+    assert shown.exit_code == 0, shown.output
+    assert f"tracklet {NAMES['b']}" in shown.output
+    assert NAMES["a"] not in shown.output
+
+
 def test_a_cut_on_the_command_line_parts_two_and_is_audited(data: Path) -> None:
     made = sightline(data, "cut", NAMES["a"], NAMES["b"], "--purpose", "not him", "--json")
     assert json.loads(made.output)["verdict"] == "different"
@@ -369,9 +408,26 @@ def test_erase_and_expire_without_a_worker_leave_nothing_in_the_identities(data:
     assert [path.name for path in left if "identities" in path.name] == []
     with wiring.open_broker(settings) as broker:
         assert read_decisions(broker) == []
+    assert sightline(data, "cut", NAMES["b"], NAMES["c"], "--purpose", "case 7").exit_code == 0
+    run_index_worker(settings)
     expire_tracklets(settings, NOON_NS + 100 * S, "operator")
     with wiring.open_identities(settings, read_only=True) as store:
         assert set(store.identity_of(list(NAMES.values()))) == {NAMES["c"]}
+    run_index_worker(settings)
+    with wiring.open_broker(settings) as broker, wiring.open_identities(settings, read_only=True) as store:
+        assert read_decisions(broker) == store.decisions() == []
+
+
+def test_the_erased_are_counted_though_the_worker_is_quicker(data: Path) -> None:
+    settings, stop = settings_of(data), threading.Event()
+    worker = threading.Thread(target=wiring.make_worker("index", settings, stop))
+    worker.start()
+    try:
+        assert erase_tracklets(settings, [NAMES["a"]], "operator", "case 7").tracklets == 1
+        assert erase_tracklets(settings, [NAMES["a"]], "operator", "case 7").tracklets == 0
+    finally:
+        stop.set()
+        worker.join()
 
 
 def test_evidence_reads_as_a_sentence() -> None:

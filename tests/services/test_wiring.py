@@ -81,6 +81,6 @@ def test_the_old_model_answers_portraits_until_the_new_one_has_caught_up() -> No
     settings = Settings()
     assert wiring.answering_face_space(settings, {}) == ""
     assert wiring.answering_face_space(settings, {"faceres@1": 10}) == "faceres@1"
-    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 9}) == "faceres@1"
-    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 10}) == ""
+    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 7}) == "faceres@1"
+    assert wiring.answering_face_space(settings, {"faceres@1": 10, "mobilefacenet@1": 9}) == "", "its gate is another"
     assert wiring.answering_face_space(settings, {"somebody-elses@7": 10}) == "", "nobody here can ask in it: the search says so"

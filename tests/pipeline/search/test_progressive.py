@@ -162,7 +162,7 @@ def test_what_was_linked_before_is_one_sighting_with_members_that_no_search_foun
 
 def test_an_operators_confirmation_leads_on_and_a_cut_does_not() -> None:
     words = (
-        Link("face", "stranger", 0.99, made_by="operator", verdict="same"),
+        Link("face", "stranger", 0.5, made_by="operator", verdict="same"),  # 0.5: the model had nothing to compare
         Link("face", "voice", 0.0, made_by="operator", verdict="different"),
     )
     ranking = stage_over(InMemoryGallery(*people()), links=lambda name: [each for each in words if name in (each.first, each.second)])
@@ -175,6 +175,26 @@ def test_a_cut_parts_two_also_where_a_third_leads_from_one_to_the_other() -> Non
     cut = Link("face", "coat", 0.0, made_by="operator", verdict="different")
     stage = stage_over(InMemoryGallery(*people()), links=lambda name: [cut] if name in ("face", "coat") else [])
     assert probable(stage.search(portrait())) == ["face", "voice"]
+
+
+def test_whoever_was_cut_from_the_tracklet_asked_for_is_no_answer_to_it_and_leads_to_none() -> None:
+    cut = Link("face", "voice", 0.0, made_by="operator", verdict="different")
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [cut] if name in ("face", "voice") else [])
+    for steps in (0, 3):
+        found = stage.search(Query("q", (Probe("tracklet", tracklet_id="face"),), steps=steps))
+        assert probable(found) == []
+        assert "voice" not in [match.tracklet_id for match in found.matches]
+        assert any("somebody else: tracklet voice" in note for note in found.coverage.notes)
+
+
+def test_whoever_was_confirmed_to_be_the_tracklet_asked_for_is_an_answer_to_it() -> None:
+    same = Link("face", "stranger", 0.5, made_by="operator", verdict="same")
+    stage = stage_over(InMemoryGallery(*people()), links=lambda name: [same] if name in ("face", "stranger") else [])
+    found = stage.search(Query("q", (Probe("tracklet", tracklet_id="face"),)))
+    assert found.matches[0].tracklet_id == "stranger"
+    assert found.matches[0].why[0] == "confirmed by an operator"
+    elsewhere = stage.search(Query("q", (Probe("tracklet", tracklet_id="face"),), window=Filter(cameras=("south",))))
+    assert "stranger" not in [match.tracklet_id for match in elsewhere.matches]
 
 
 def test_a_link_leads_to_nobody_outside_the_window() -> None:

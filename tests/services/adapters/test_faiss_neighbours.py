@@ -101,6 +101,15 @@ def test_the_removed_never_come_back(kind: str) -> None:
     assert fast.near([tracklets[0].tracklet_id], 1) != [[]]
 
 
+def test_the_many_revisions_of_a_long_track_do_not_hide_the_others(kind: str) -> None:
+    fast = FaissNeighbours(HOUR_S)
+    fast.add([a_tracklet(f"t{i}", embedding(FACE, 1, 2, 0.01 * i)) for i in range(300)])
+    for revision in range(1, 100):
+        fast.add([a_tracklet("long", embedding(FACE, 1, 0.3 * (-1) ** revision, 0.001 * revision), revision=revision)])
+    (found,) = fast.near(["long"], 5)
+    assert len(found) == 5
+
+
 def test_a_shelf_that_is_half_dead_is_built_anew_without_them(kind: str) -> None:
     fast = FaissNeighbours(HOUR_S)
     for revision in range(1, 30):
