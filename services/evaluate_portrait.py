@@ -22,27 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
-from pipeline.evaluate.open_set import (
-    Searches,
-    area_under_curve,
-    best_accuracy,
-    equal_error_rate,
-    fnir_at_fpir,
-    people_drawn,
-    searches,
-    threshold_at_fpir,
-)
-from pipeline.evaluate.retrieval import intervals, outcomes, ranked_hits, ranking_figures
+from pipeline.evaluate.open_set import area_under_curve, best_accuracy, equal_error_rate
 from pipeline.ports import Face, FaceEncoder
-from services.key_figures import samples_of
+from services.key_figures import key_figures, samples_of
 
 Float32 = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-FPIR = 0.01
-RESAMPLES = 200
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 SOMEBODY = ""  # the person of a face that nobody named
 
@@ -239,46 +227,7 @@ def _figures(probes: Portraits, gallery: Portraits, threshold: float) -> dict[st
     similarity = (probes.vectors @ gallery.vectors.T).astype(np.float64)  # (Q, G)
     is_match = (probes.person[:, None] == gallery.person[None]) & (probes.person != SOMEBODY)[:, None]
     is_own = probes.paths[:, None] == gallery.paths[None]
-    hits = ranked_hits(similarity, is_match, is_own)
-    figures = ranking_figures(hits)
-    asked = searches(similarity, is_match, is_own)
-    genuine, impostor = similarity[is_match & ~is_own], similarity[~is_match & ~is_own]
-    is_asked = figures.queries > 0
-    measured: dict[str, Any] = {f"rank_{k}": round(figures.rank(k), 4) if is_asked else None for k in (1, 5)}
-    measured |= {
-        "mAP": round(figures.mean_average_precision, 4) if is_asked else None,
-        "queries": figures.queries,
-        "gallery": len(gallery.paths),
-    }
-    measured |= {"EER": None, "FNIR_at_FPIR_1_percent": None, "threshold_at_FPIR_1_percent": None, "false_match_rate": None}
-    if len(impostor):
-        measured["false_match_rate"] = round(float((impostor >= threshold).mean()), 5)
-    if len(genuine) and len(impostor) and np.isfinite(asked.strangers).all():
-        measured["EER"] = round(equal_error_rate(genuine, impostor), 4)
-        measured["FNIR_at_FPIR_1_percent"] = round(fnir_at_fpir(asked.mated, asked.strangers, FPIR), 4)
-        measured["threshold_at_FPIR_1_percent"] = round(threshold_at_fpir(asked.strangers, FPIR), 4)
-        measured["false_non_match_rate"] = round(float((genuine < threshold).mean()), 5)
-        measured["intervals"] = _intervals(probes, hits, similarity, is_match, is_own, asked)
-    return measured
-
-
-def _intervals(
-    probes: Portraits, hits: Sequence[Booleans], similarity: NDArray[np.float64], is_match: Booleans, is_own: Booleans, asked: Searches
-) -> dict[str, list[float]]:
-    """Of rank-1, mAP, EER and FNIR, over the people asked for."""
-    result = outcomes(hits)
-    is_there = result.first > 0
-    bounds = intervals(np.stack([result.within(1), result.precision], axis=1)[is_there], probes.person[is_there])  # (2, 2)
-    drawn: list[tuple[float, float]] = []
-    for rows in people_drawn(probes.person, RESAMPLES):
-        mine = is_match[rows] & ~is_own[rows]
-        others = ~is_match[rows] & ~is_own[rows]
-        if mine.any() and not np.isnan(asked.mated[rows]).all():
-            eer = equal_error_rate(similarity[rows][mine], similarity[rows][others])
-            drawn.append((eer, fnir_at_fpir(asked.mated[rows], asked.strangers[rows], FPIR)))
-    low_high = np.percentile(np.array(drawn), (2.5, 97.5), axis=0).T  # (2, 2)
-    names = ("rank_1", "mAP", "EER", "FNIR_at_FPIR_1_percent")
-    return {name: [round(float(bound), 4) for bound in pair] for name, pair in zip(names, (*bounds, *low_high), strict=True)}
+    return key_figures(similarity, is_match, is_own, probes.person, threshold)
 
 
 def _pairs(file: Path, faces: Path, encoder: FaceEncoder, least_quality: float, threshold: float) -> dict[str, Any]:

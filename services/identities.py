@@ -176,17 +176,6 @@ def wait_until_obeyed(settings: Settings, decision: Decision, within_s: float = 
     return False
 
 
-def identities_of(settings: Settings, tracklet_ids: Sequence[str]) -> dict[str, str]:
-    """tracklet id -> identity id, where identities are kept; nothing where none were made."""
-    from services.wiring import open_identities
-
-    try:
-        with open_identities(settings, read_only=True) as store:
-            return store.identity_of(tracklet_ids)
-    except NotReadyError:
-        return {}
-
-
 class LateIdentities:
     """Identities for a search: nobody is linked until the index worker has made their store, which may be after we start."""
 

@@ -34,28 +34,32 @@ def samples_of(folder: Path, endings: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 def key_figures(similarity: Float64, is_match: Booleans, is_own: Booleans, person: NDArray[np.str_], threshold: float) -> dict[str, Any]:
-    """Every probe searched in the gallery without itself; rates are parts of 1.
+    """Every probe searched in the gallery without itself; rates are parts of 1, None where nothing was compared.
 
     similarity: (Q, G); is_match: of one person; is_own: the probe's own sample, left out; person: (Q,) of the probes; threshold: where
-    the same and another person are equally likely by the calibration. Intervals are 95 %, over people. Raises ValueError when there is no
-    pair of one person or none of two.
+    the same and another person are equally likely by the calibration. Intervals are 95 %, over people.
     """
     hits = ranked_hits(similarity, is_match, is_own)
     figures = ranking_figures(hits)
     asked = searches(similarity, is_match, is_own)
     genuine, impostor = similarity[is_match & ~is_own], similarity[~is_match & ~is_own]
-    measured: dict[str, Any] = {
-        "EER": round(equal_error_rate(genuine, impostor), 4),
-        "rank_1": round(figures.rank(1), 4),
-        "mAP": round(figures.mean_average_precision, 4),
-        "FNIR_at_FPIR_1_percent": round(fnir_at_fpir(asked.mated, asked.strangers, FPIR), 4),
-        "threshold_at_FPIR_1_percent": round(threshold_at_fpir(asked.strangers, FPIR), 4),
-        "false_match_rate": round(float((impostor >= threshold).mean()), 5),
-        "false_non_match_rate": round(float((genuine < threshold).mean()), 5),
-        "queries": figures.queries,
-        "gallery": similarity.shape[1],
-    }
-    return measured | {"intervals": _intervals(hits, similarity, is_match, is_own, person, asked)}
+    measured: dict[str, Any] = dict.fromkeys(
+        ("EER", "rank_1", "rank_5", "mAP", "FNIR_at_FPIR_1_percent", "threshold_at_FPIR_1_percent", "false_match_rate")
+    )
+    measured |= {"false_non_match_rate": None, "queries": figures.queries, "gallery": similarity.shape[1]}
+    if figures.queries:
+        measured |= {f"rank_{k}": round(figures.rank(k), 4) for k in (1, 5)}
+        measured["mAP"] = round(figures.mean_average_precision, 4)
+    if len(impostor):
+        measured["false_match_rate"] = round(float((impostor >= threshold).mean()), 5)
+    if len(genuine):
+        measured["false_non_match_rate"] = round(float((genuine < threshold).mean()), 5)
+    if len(genuine) and len(impostor) and np.isfinite(asked.strangers).all():
+        measured["EER"] = round(equal_error_rate(genuine, impostor), 4)
+        measured["FNIR_at_FPIR_1_percent"] = round(fnir_at_fpir(asked.mated, asked.strangers, FPIR), 4)
+        measured["threshold_at_FPIR_1_percent"] = round(threshold_at_fpir(asked.strangers, FPIR), 4)
+        measured["intervals"] = _intervals(hits, similarity, is_match, is_own, person, asked)
+    return measured
 
 
 def _intervals(

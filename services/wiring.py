@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pipeline.backoff import Backoff
 from pipeline.errors import (
     BadInputError,
-    MissingDependencyError,
     NotReadyError,
     ReadOnlyStorageError,
     SettingsError,
@@ -33,14 +32,13 @@ from services.sinks import PatientSink, Sink, TopicSink
 from services.tracing import Tracer, make_tracer
 
 if TYPE_CHECKING:
+    from models.association.network import AssociativeNetwork
     from models.detector_retriever.runtime import DetectorRetriever
     from models.detector_retriever.words import RetrieverTextEncoder
     from models.registry import Registry
-    from models.training.tracklets import Encoders
     from models.voice import CampPlusEncoder
     from pipeline.archive import Footage
     from pipeline.calibration import Logistic
-    from pipeline.evidence import Associator
     from pipeline.index.linking import Linker
     from pipeline.search.stage import SearchStage
     from services.adapters.faiss_gallery import FaissGallery
@@ -167,31 +165,13 @@ def open_identities(settings: Settings, read_only: bool = False) -> Iterator[Ide
         yield store
 
 
-def associator(settings: Settings) -> Associator:
+def associator(settings: Settings) -> AssociativeNetwork:
     """Cosines and qualities to evidence for one person: the associative network, for spaces it was not fitted on the plain curves."""
-    from models.association.network import WEIGHTS, associative_network
+    from models.association.network import associative_network
     from pipeline.evidence import HOUR_S, PlainAssociator
 
     half_life_s = settings.link.body_half_life_h * HOUR_S
-    plain = PlainAssociator(calibration(), half_life_s)
-    return associative_network(plain, half_life_s) if WEIGHTS.is_file() else plain
-
-
-def measure_linking(settings: Settings, video: Path, ground_truth: Path, other: Path, calibration: Path) -> dict[str, Any]:
-    """The figures of `sightline evaluate linking`."""
-    from services.evaluate_linking import evaluate_footage
-    from services.sinks import RevisionSink
-
-    def gather(path: Path, name: str) -> list[Tracklet]:
-        sink = RevisionSink()
-        camera = Camera(name, str(path), starts_at_ns=1_700_000_000_000_000_000)  # both clips show the same moments
-        make_line(settings, [open_camera(settings, camera)], sink).run()
-        return sink.revisions
-
-    def linker(accept: float) -> Linker:
-        return make_linker(settings.model_copy(update={"link": settings.link.model_copy(update={"accept": accept})}))
-
-    return evaluate_footage(gather, video, ground_truth, other, calibration, linker, settings.link.accept)
+    return associative_network(PlainAssociator(calibration(), half_life_s), half_life_s)
 
 
 def make_linker(settings: Settings) -> Linker:
@@ -442,6 +422,15 @@ def hear(settings: Settings, sound: Path) -> str:
 
     samples, rate_hz = read_sound(sound, otherwise=read_any_sound)
     return WhisperRecogniser(weight_registry(settings).path("whisper-tiny-en")).transcribe(samples, rate_hz)
+
+
+def read_voice(path: Path) -> NDArray[np.float32]:
+    """The sound of any file, mono float32 (N,) at 16 kHz. Raises NotFoundError, UnreadableMediaError, BadInputError for a hopeless rate."""
+    from models.voice import at_16_khz
+    from services.adapters.pyav_capture import read_sound as read_any_sound
+    from services.sound import read_sound
+
+    return at_16_khz(*read_sound(path, otherwise=read_any_sound))
 
 
 @contextmanager
@@ -782,199 +771,3 @@ def _run_beside(follow: Callable[[], None], line: IngestLine, stop: threading.Ev
         thread.join()
     if errors:
         raise errors[0]
-
-
-# ---------------------------------------------------------------------------------- training and measuring
-
-
-def measure_tracking(settings: Settings, video: Path, ground_truth: Path, with_peers: bool) -> dict[str, Any]:
-    """The figures of `sightline evaluate tracking`."""
-    from services.evaluate_tracking import evaluate_tracking
-
-    camera = Camera("evaluate", str(video))
-    # Average precision counts the faint boxes too; the tracker leaves them out by itself.
-    every_box = settings.model_copy(update={"detect": settings.detect.model_copy(update={"minimum_confidence": 0.001})})
-    return evaluate_tracking(open_camera(settings, camera), ground_truth, make_detector(every_box), with_peers=with_peers)
-
-
-def measure_text_search(settings: Settings, persons: Path, captions: Path, distractors: Path | None, dump: Path | None) -> dict[str, Any]:
-    """The figures of `sightline evaluate text-search`."""
-    from services.evaluate_retrieval import evaluate_text_search
-
-    return evaluate_text_search(persons, captions, distractors, look_encoder(settings), text_encoder(settings), dump)
-
-
-def measure_reid(settings: Settings, persons: Path, distractors: Path | None, dump: Path | None) -> dict[str, Any]:
-    """The figures of `sightline evaluate reid`."""
-    from services.evaluate_retrieval import evaluate_reid
-
-    return evaluate_reid(persons, distractors, look_encoder(settings), dump)
-
-
-def measure_portrait(
-    settings: Settings, faces: Path, *, pairs: Path | None, gallery: Path | None, sizes: Sequence[int], dump: Path | None
-) -> dict[str, Any]:
-    """The figures of `sightline evaluate portrait`."""
-    from models.face import LEAST_QUALITY
-    from services.evaluate_portrait import evaluate_portrait
-
-    encoder = face_encoder(settings, is_gated=False)
-    even = same_face(encoder.space)
-    return evaluate_portrait(faces, encoder, LEAST_QUALITY, even, pairs=pairs, gallery=gallery, sizes=sizes, dump=dump)
-
-
-def measure_voices(settings: Settings, voices: Path, dump: Path | None) -> dict[str, Any]:
-    """The figures of `sightline evaluate voices`."""
-    from models.voice import calibration as voice_calibration
-    from services.evaluate_voices import evaluate_voices
-
-    encoder = voice_encoder(settings)
-    return evaluate_voices(voices, encoder, read_voice, voice_calibration()[encoder.space].midpoint, dump)
-
-
-def read_voice(path: Path) -> NDArray[np.float32]:
-    """The sound of any file, mono float32 (N,) at 16 kHz. Raises NotFoundError, UnreadableMediaError, BadInputError for a hopeless rate."""
-    from models.voice import at_16_khz
-    from services.adapters.pyav_capture import read_sound as read_any_sound
-    from services.sound import read_sound
-
-    return at_16_khz(*read_sound(path, otherwise=read_any_sound))
-
-
-def measure_attribution(settings: Settings, talking: Path, voices: Path | None, sampling_hz: float) -> dict[str, Any]:
-    """The figures of `sightline evaluate attribution`."""
-    from models.blazeface import BlazeFace
-    from models.lips import MouthReader
-    from pipeline.voice.attribution import AttributionRules
-    from pipeline.voice.listening import Listening
-    from services.adapters.pyav_capture import read_sound
-    from services.evaluate_attribution import RememberedFaces, RememberedVoices, evaluate_attribution, talking_clip
-
-    rules = AttributionRules(single_visible=settings.voice.single_visible)
-    voices_once = RememberedVoices(voice_encoder(settings))
-    lips = MouthReader(RememberedFaces(BlazeFace(weight_registry(settings).path("blazeface")))) if settings.voice.lips else None
-    return evaluate_attribution(
-        talking,
-        voices,
-        lambda path: talking_clip(open_camera(settings, Camera(path.stem, str(path), sampling_hz, starts_at_ns=1)), path),
-        lambda path: read_sound(path)[0],
-        lambda camera: Listening(camera, voices_once, lips, rules=rules),
-    )
-
-
-def measure_full_frames(
-    settings: Settings,
-    *,
-    video: Path | None,
-    ground_truth: Path | None,
-    described: Path | None,
-    frames: Path | None,
-    every: int | None,
-    with_peer: bool,
-    sheet: Path | None,
-    heat: Path | None,
-    dump: Path | None,
-) -> dict[str, Any]:
-    """The figures of `sightline evaluate full-frames`; raises SettingsError when it is not said what to look at."""
-    from models.two_stage import TwoStage
-    from services.evaluate_full_frames import evaluate_full_frames, labelled_clip, labelled_folder
-
-    if frames is not None and video is None and ground_truth is None:
-        source = labelled_folder(frames, described, every or 1)
-    elif frames is None and video is not None and ground_truth is not None and described is not None:
-        camera = Camera("evaluate", str(video))
-        source = labelled_clip(lambda: open_camera(settings, camera), video.stem, ground_truth, described, every or 5)
-    else:
-        raise SettingsError("full-frames must be given --video with --ground-truth and --described, or --frames alone")
-    peer = TwoStage(plain_detector(settings), look_encoder(settings), text_encoder(settings)) if with_peer else None
-    return evaluate_full_frames(source, retriever(settings), peer, sheet=sheet, heat=heat, dump=dump)
-
-
-def train_association(
-    settings: Settings, data: Path, out: Path, work: Path | None, body_weights: Path | None, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Fit the associative network and write its weights to ``out``; the figures on people held out."""
-    from models.training.association import train
-
-    faces = [
-        face_encoder(settings.model_copy(update={"embed": settings.embed.model_copy(update={"face_model": name})}))
-        for name in ("mobilefacenet", "faceres")
-    ]
-    return train(data, _encoders(settings, data, faces, body_weights), out, work, say)
-
-
-def measure_association(
-    settings: Settings, data: Path, dump: Path | None, work: Path | None, body_weights: Path | None, seeds: int, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """The figures of `sightline evaluate association`."""
-    from models.association.network import AssociativeNetwork
-    from pipeline.evidence import PlainAssociator
-    from services.evaluate_association import evaluate_association, samples_of
-
-    samples = samples_of(data, _encoders(settings, data, [face_encoder(settings)], body_weights), work, say)
-    shipped = associator(settings)
-    return evaluate_association(
-        samples, shipped if isinstance(shipped, AssociativeNetwork) else None, PlainAssociator(calibration()), seeds, dump
-    )
-
-
-def _encoders(settings: Settings, data: Path, faces: Sequence[FaceEncoder], body_weights: Path | None) -> Encoders:
-    """The encoders for samples. body_weights: a detector-retriever trained without some people (training's held_out_people): crops of
-    these go through it. Raises MissingDependencyError: the split of that training needs torch to be repeated."""
-    from models.training.tracklets import Encoders
-
-    looks, crop_looks, people = look_encoder(settings), None, None
-    if body_weights is not None:
-        from models.detector_retriever.runtime import RetrieverLooks
-
-        try:
-            from models.training.people import people_held_out
-        except ImportError:
-            raise MissingDependencyError("torch", "torch") from None
-        crop_looks = RetrieverLooks(weight_registry(settings).path("nanodet"), settings.detect.threads, body_weights)
-        people = people_held_out(data)
-    return Encoders(faces, looks, voice_encoder(settings), read_voice, crop_looks, people)
-
-
-def measure_cast_search(settings: Settings, data: Path, subset: str | None) -> dict[str, Any]:
-    """The figures of `sightline evaluate cast-search`."""
-    from services.evaluate_cast_search import Searchers, evaluate_cast_search
-
-    def searchers() -> Searchers:
-        return Searchers(face_encoder(settings), look_encoder(settings), voice_encoder(settings), read_voice, associator(settings))
-
-    return evaluate_cast_search(data, subset, searchers)
-
-
-def train_voice_channels(settings: Settings, voices: Path, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Learn how channels move voice vectors from DIR/<speaker>/ and write that to ``out``; the figures of speakers left out."""
-    from models.training.voice_channels import learn_channels, save
-    from models.voice import CampPlusEncoder
-    from services.evaluate_voices import clips_of
-
-    registry = weight_registry(settings)
-    raw = CampPlusEncoder(registry.path("campplus"), registry.path("silero-vad"), registry.path("segmentation"), channels=None)
-    clips = clips_of(voices)
-    learned = learn_channels(raw, [read_voice(path) for path, _ in clips], [speaker for _, speaker in clips], say)
-    save(learned, out / "voice_channels.npz")
-    return {**learned.figures, **{f"curve_{band}": [round(value, 3) for value in curve] for band, curve in learned.curves.items()}}
-
-
-def train_detector_retriever(
-    settings: Settings,
-    data: Path,
-    work: Path,
-    out: Path,
-    config: Path | None,
-    changes: Sequence[str],
-    teacher: Path | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Train the detector-retriever and write its weights to ``out``; the figures on people held out. Raises MissingDependencyError."""
-    try:
-        from models.training.config import RECIPE, read_config
-        from models.training.detector_retriever import train
-    except ImportError:
-        raise MissingDependencyError("torch", "torch") from None
-    recipe = read_config(config or RECIPE, changes)
-    return train(recipe, weight_registry(settings).path("nanodet"), data, work, out, teacher, say)

@@ -45,7 +45,7 @@ def tracking(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """AP50, HOTA, IDF1, MOTA, id switches and frames per second of the line on a labelled clip."""
-    from services.wiring import measure_tracking
+    from services.measuring import measure_tracking
 
     state: State = context.obj
     show(measure_tracking(state.settings, video, ground_truth, with_peers=peers), json)
@@ -61,7 +61,7 @@ def text_search(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """R@1, R@5, R@10 and mAP of captions against crops; the gallery is all crops of the people named in the captions."""
-    from services.wiring import measure_text_search
+    from services.measuring import measure_text_search
 
     state: State = context.obj
     show(measure_text_search(state.settings, persons, captions, distractors, dump), json)
@@ -76,7 +76,7 @@ def reid(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """R@1, R@5, R@10 and mAP of look-alike search: every crop of camera a against those of camera b."""
-    from services.wiring import measure_reid
+    from services.measuring import measure_reid
 
     state: State = context.obj
     show(measure_reid(state.settings, persons, distractors, dump), json)
@@ -93,7 +93,7 @@ def portrait(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """R@1, R@5, mAP, EER and FNIR at FPIR 1 % of portrait search, every picture searched among all others."""
-    from services.wiring import measure_portrait
+    from services.measuring import measure_portrait
 
     state: State = context.obj
     show(measure_portrait(state.settings, faces, pairs=pairs, gallery=gallery, sizes=size or (), dump=dump), json)
@@ -109,7 +109,7 @@ def linking(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Precision and recall of pairs and IDF1 of identities over two cameras, as shipped, by body alone, and over thresholds."""
-    from services.wiring import measure_linking
+    from services.measuring import measure_linking
 
     state: State = context.obj
     show(measure_linking(state.settings, video, ground_truth, other, calibration), json)
@@ -130,7 +130,7 @@ def full_frames(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """R@1, R@5, R@10, mAP and AP50 of captions against whole frames, over all frames and within each."""
-    from services.wiring import measure_full_frames
+    from services.measuring import measure_full_frames
 
     state: State = context.obj
     result = measure_full_frames(
@@ -156,7 +156,7 @@ def voices(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """EER, R@1, mAP and FNIR at FPIR 1 % of voices: clean, 1.5 s, in babble, through a telephone; every clip searched among all others."""
-    from services.wiring import measure_voices
+    from services.measuring import measure_voices
 
     state: State = context.obj
     show(measure_voices(state.settings, voices, dump), json)
@@ -171,7 +171,7 @@ def attribution(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Precision and recall of giving speaker turns to people in view, on scenes put together of one, two and three faces."""
-    from services.wiring import measure_attribution
+    from services.measuring import measure_attribution
 
     state: State = context.obj
     show(measure_attribution(state.settings, talking, voices, sampling_hz), json)
@@ -190,7 +190,7 @@ def association(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """mAP and R@1 where half of everybody's tracklets show no face and half are silent: each modality alone, all equal, all as learned."""
-    from services.wiring import measure_association
+    from services.measuring import measure_association
 
     state: State = context.obj
     result = measure_association(state.settings, data, dump, work, body_weights, seeds, lambda text: typer.echo(text, err=True))
@@ -205,7 +205,7 @@ def cast_search(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """mAP and R@1, 3, 5 of a film's cast by portrait, within each film and across all, in one step and in several (CSM, CSM-V)."""
-    from services.wiring import measure_cast_search
+    from services.measuring import measure_cast_search
 
     state: State = context.obj
     show(measure_cast_search(state.settings, data, subset), json)

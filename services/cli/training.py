@@ -34,7 +34,7 @@ def association(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Fit how face, body and voice speak for one person, each by its own quality; minutes on one core, no torch."""
-    from services.wiring import train_association
+    from services.measuring import train_association
 
     state: State = context.obj
     show(train_association(state.settings, data, out, work, body_weights, lambda text: typer.echo(text, err=True)), json)
@@ -52,7 +52,7 @@ def detector_retriever(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Train the detector-retriever on captioned crops and composed scenes (needs the extra torch); start under torchrun for many GPUs."""
-    from services.wiring import train_detector_retriever
+    from services.measuring import train_detector_retriever
 
     state: State = context.obj
 
@@ -71,7 +71,7 @@ def voice_channels(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Learn how telephones, rooms and noise move voice vectors, and calibrate their similarity; about 2 CPU minutes for 50 clips."""
-    from services.wiring import train_voice_channels
+    from services.measuring import train_voice_channels
 
     state: State = context.obj
     show(train_voice_channels(state.settings, voices, out, lambda text: typer.echo(text, err=True)), json)

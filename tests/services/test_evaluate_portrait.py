@@ -228,8 +228,8 @@ def test_the_command_prints_json_for_programs(weights: Callable[[str], Path], sh
 
 @pytest.mark.accuracy
 def test_portraits_find_their_person_among_the_given_people(weights: Callable[[str], Path], shared_data: Path) -> None:
+    from services.measuring import measure_portrait
     from services.settings import Settings
-    from services.wiring import measure_portrait
 
     weights("mobilefacenet")
     result = measure_portrait(Settings(), shared_data / "faces" / "sitcom", pairs=None, gallery=None, sizes=(24,), dump=None)
