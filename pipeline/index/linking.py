@@ -19,20 +19,16 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.calibration import score
-from pipeline.evidence import Associator, gap_between_s, together
+from pipeline.calibration import log_odds_of, score
+from pipeline.evidence import Associator
 from pipeline.index.constraints import Constraints, Position
 from pipeline.index.stage import newest
 from pipeline.index.units import Group, Held, envoys, held_of, member_of, name_of, overlapping, spokesmen, strength
+from pipeline.index.weighing import Pairs, share, weighed
 from pipeline.index.words import Words
 from pipeline.ports import LinkChanges, Member, Neighbours
-from pipeline.types import BODY, TEXT, Decision, Identity, IdentityEvent, Link, Tracklet
-from pipeline.types.identity import LARGEST_PROBABILITY, MODEL, pair_key
-
-Float = NDArray[np.float64]
+from pipeline.types import Decision, Identity, IdentityEvent, Link, Tracklet
+from pipeline.types.identity import pair_key
 
 DROWNED = 5.0  # log-odds by which a rival must be weaker to make no difference
 RIVALS = 3  # so many of the strongest are asked whether they are somebody else: the weaker add little
@@ -52,33 +48,6 @@ class LinkRules:
     handover_s: float = 0.5
     candidates: int = 12
     links_kept: int = 3
-
-
-@dataclass(slots=True, eq=False)
-class _Pairs:
-    """One tracklet beside N others: cosines and log-odds per modality, nan and 0 where not compared; total (N,), nan: nothing compared."""
-
-    at: dict[str, int]
-    cosines: dict[str, Float]
-    odds: dict[str, Float]
-    total: Float
-    gap_s: Float
-
-    def of(self, tracklet_id: str) -> float:
-        return float(self.total[self.at[tracklet_id]])
-
-    def and_those_of(self, more: _Pairs) -> _Pairs:
-        """Both, one after the other."""
-        count, added = len(self.at), len(more.at)
-        modalities = dict.fromkeys([*self.cosines, *more.cosines])
-        nothing, none = np.full(max(count, added), np.nan), np.zeros(max(count, added))
-        return _Pairs(
-            {**self.at, **{other: count + number for other, number in more.at.items()}},
-            {m: np.concatenate([self.cosines.get(m, nothing[:count]), more.cosines.get(m, nothing[:added])]) for m in modalities},
-            {m: np.concatenate([self.odds.get(m, none[:count]), more.odds.get(m, none[:added])]) for m in modalities},
-            np.concatenate([self.total, more.total]),
-            np.concatenate([self.gap_s, more.gap_s]),
-        )
 
 
 @dataclass(slots=True)
@@ -286,7 +255,7 @@ class Linker:
                 lost.append(other)
             else:
                 link = held.links[other]
-                self._keep(step, self._link(pairs, link.first, link.second, other, score(total), step.at_ns))
+                self._keep(step, pairs.link(link.first, link.second, other, score(total), step.at_ns))
         self._drop_links(step, held, lost)
         return bool(lost)
 
@@ -296,8 +265,6 @@ class Linker:
         """Join the identity that the evidence supports best, and bring others together that it shows to be one."""
         offers, pairs = self._offers(held, near)
         for offer in offers:
-            if offer.probability < self._rules.accept:
-                continue
             if offer.best.group is held.group is not None:
                 continue
             if held.group is None:
@@ -344,8 +311,8 @@ class Linker:
         (near,) = self._neighbours.near([tracklet_id], self._rules.candidates)
         return near
 
-    def _offers(self, held: Held, near: Sequence[str]) -> tuple[list[_Offer], _Pairs]:
-        """The identities near a tracklet, most supported first."""
+    def _offers(self, held: Held, near: Sequence[str]) -> tuple[list[_Offer], Pairs]:
+        """The identities near a tracklet that it probably belongs to, most supported first."""
         units: dict[str, Held] = {}
         others: dict[str, None] = {}
         for other_id in near:
@@ -374,17 +341,30 @@ class Linker:
                 doubts = [each[0] for each in said if each is not best]
                 found.append((best[0] + min(0.0, sum(doubts) / max(len(doubts), 1)), best[1]))
         found.sort(key=lambda each: (-each[0], each[1].tracklet_id))
-        least = math.log(self._rules.accept / (1 - self._rules.accept))
+        return self._probable(held, found), pairs
+
+    def _probable(self, held: Held, found: Sequence[tuple[float, Held]]) -> list[_Offer]:
+        """Of identities (support, the member that speaks for each; most supported first) those a tracklet belongs to with ``accept``."""
+        least = log_odds_of(self._rules.accept)
+        are_two: dict[frozenset[str], bool] = {}  # of two offers each may be the other's rival
         offers = []
         for support, member in found:
             if support < least:
                 break
+            rivals = self._rivals_of(held, member)
+            if share(support, rivals) < self._rules.accept:
+                continue  # more rivals would only take more of it
             heard = max(0.0, support - DROWNED)
-            strongest = [(each, other) for each, other in found if other is not member and each > heard][:RIVALS]
-            rivals = [each for each, other in strongest if self._are_two(member, other)]
-            rivals += self._rivals_of(held, member)
-            offers.append(_Offer(member, support, _share(support, rivals)))
-        return offers, pairs
+            for each, other in [pair for pair in found if pair[1] is not member and pair[0] > heard][:RIVALS]:
+                both = frozenset((member.tracklet_id, other.tracklet_id))
+                if both not in are_two:
+                    are_two[both] = self._are_two(member, other)
+                if are_two[both]:
+                    rivals.append(each)
+            probability = share(support, rivals)
+            if probability >= self._rules.accept:
+                offers.append(_Offer(member, support, probability))
+        return offers
 
     def _rivals_of(self, held: Held, best: Held) -> list[float]:
         """What speaks for those seen beside a tracklet, in the same picture at the same time, to be ``best`` in its stead."""
@@ -404,28 +384,10 @@ class Linker:
                 found.append(other)
         return found
 
-    def _pairs(self, held: Held, others: Sequence[str]) -> _Pairs:
-        """The evidence of a tracklet beside others; TEXT is left to BODY."""
-        count = len(others)
-        gap_s = np.zeros(count)
-        for number, other_id in enumerate(others):
-            other = self._held[other_id]
-            gap_s[number] = gap_between_s((held.from_ns, held.to_ns), (other.from_ns, other.to_ns))
-        cosines: dict[str, Float] = {}
-        odds: dict[str, Float] = {}
-        if count:
-            for each in self._neighbours.compare(held.tracklet_id, others):
-                if each.modality == TEXT:
-                    continue
-                cosine = np.where(gap_s > self._rules.body_horizon_s, np.nan, each.cosine) if each.modality == BODY else each.cosine
-                said = self._associator.log_odds(each.modality, each.space, cosine, each.quality, each.other_quality, gap_s)
-                known = cosines.get(each.modality)
-                if known is not None:  # two spaces of one modality, while vectors are made anew: one witness
-                    cosine, said = np.where(np.isnan(known), cosine, known), np.where(np.isnan(known), said, odds[each.modality])
-                cosines[each.modality], odds[each.modality] = cosine, said
-        is_heard = np.any([~np.isnan(cosine) for cosine in cosines.values()], axis=0) if cosines else np.zeros(count, bool)
-        total = np.where(is_heard, together({modality: np.nan_to_num(said) for modality, said in odds.items()}), np.nan)
-        return _Pairs({other: number for number, other in enumerate(others)}, cosines, odds, total, gap_s)
+    def _pairs(self, held: Held, others: Sequence[str]) -> Pairs:
+        """The evidence of a tracklet beside others."""
+        known = [self._held[each] for each in others]
+        return weighed(self._neighbours, self._associator, self._rules.body_horizon_s, held, known)
 
     def _are_two(self, held: Held, other: Held, besides: Held | None = None) -> bool:
         """Whether two identities cannot be one, or deny it where members of both can be compared; ``besides`` is not asked."""
@@ -438,7 +400,7 @@ class Linker:
 
     # ----------------------------------------------------------------------------------------------- links
 
-    def _keep_links(self, step: _Step, held: Held, offer: _Offer, pairs: _Pairs) -> None:
+    def _keep_links(self, step: _Step, held: Held, offer: _Offer, pairs: Pairs) -> None:
         """The strongest links between a newcomer and an identity."""
         unit = offer.best.group.members if offer.best.group else {offer.best.tracklet_id: offer.best}
         strong = [(pairs.of(other), other) for other in pairs.at if other in unit]
@@ -449,14 +411,7 @@ class Linker:
         chosen = [offer.best.tracklet_id, *(other for _, other in strong if other != offer.best.tracklet_id)][: self._rules.links_kept]
         for other in chosen:
             probability = min(offer.probability, score(pairs.of(other)))
-            self._keep(step, self._link(pairs, other, held.tracklet_id, other, probability, step.at_ns))
-
-    def _link(self, pairs: _Pairs, first: str, second: str, other: str, probability: float, at_ns: int) -> Link:
-        """The link of a pair; ``other``: the one of it that ``pairs`` holds."""
-        at = pairs.at[other]
-        said = {modality: float(cosine[at]) for modality, cosine in pairs.cosines.items() if not math.isnan(cosine[at])}
-        odds = {modality: float(pairs.odds[modality][at]) for modality in said}
-        return Link(first, second, min(probability, LARGEST_PROBABILITY), said, odds, float(pairs.gap_s[at]), MODEL, at_ns)
+            self._keep(step, pairs.link(other, held.tracklet_id, other, probability, step.at_ns))
 
     def _keep(self, step: _Step, link: Link) -> None:
         known = self._held[link.first].links.get(link.second)
@@ -606,7 +561,7 @@ class Linker:
         probability = 0.5 if math.isnan(total) else score(total)
         known = first.links.get(second.tracklet_id)
         ends = (known.first, known.second) if known else (first.tracklet_id, second.tracklet_id)
-        made = self._link(pairs, *ends, second.tracklet_id, probability, decision.decided_at_ns)
+        made = pairs.link(*ends, second.tracklet_id, probability, decision.decided_at_ns)
         if decision.verdict == "withdrawn":
             if known is not None:
                 del first.links[second.tracklet_id], second.links[first.tracklet_id]
@@ -718,13 +673,6 @@ class Linker:
             if other not in own and link.verdict != "different" and self._held[other].group is self._held[each].group is not None
         ]
         return max(links, key=lambda link: (strength(link), link.first, link.second), default=None)
-
-
-def _share(support: float, rivals: Sequence[float]) -> float:
-    """The probability that it is this one and none of the rivals, nor somebody new."""
-    highest = max(0.0, support, *rivals) if rivals else max(0.0, support)
-    whole = math.exp(-highest) + math.exp(support - highest) + sum(math.exp(each - highest) for each in rivals)
-    return math.exp(support - highest) / whole
 
 
 def joined(changes: Sequence[LinkChanges]) -> LinkChanges:
