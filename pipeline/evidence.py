@@ -21,6 +21,8 @@ Float = NDArray[np.float64]
 
 LONG_TERM = (FACE, VOICE)
 HOUR_S = 3600.0
+HANDOVER_S = 0.5  # so long two tracks of one person may overlap where one hands over to the other
+VIEW_M = 50.0  # people of cameras no farther apart may be in both pictures
 OUTVOTED = 1.5  # log-odds against one person by face and voice, at which clothes have no say any more
 
 
@@ -110,13 +112,17 @@ def gap_between_s(first: tuple[int, int], second: tuple[int, int]) -> float:
     return max(first[0] - second[1], second[0] - first[1], 0) / 1e9
 
 
-def is_out_of_reach(
-    here: tuple[float, float] | None, there: tuple[float, float] | None, gap_s: float, top_speed_m_s: float, view_m: float
-) -> bool:
-    """Whether nobody gets from one camera to the other in ``gap_s``: positions in metres, None where nobody said; a speed of 0: any.
+def are_two_at_once(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two stretches (from_ns, to_ns) of one camera overlap for longer than a track hands over to the next: two people."""
+    overlap_ns = min(first[1], second[1]) - max(first[0], second[0])
+    if overlap_ns < 0:
+        return False
+    is_inside = overlap_ns >= min(first[1] - first[0], second[1] - second[0])
+    return is_inside or overlap_ns > HANDOVER_S * 1e9
 
-    view_m: people of cameras no farther apart may be in both pictures.
-    """
+
+def is_out_of_reach(here: tuple[float, float] | None, there: tuple[float, float] | None, gap_s: float, top_speed_m_s: float) -> bool:
+    """Whether nobody gets from one camera to the other in ``gap_s``: positions in metres, None where nobody said; a speed of 0: any."""
     if not top_speed_m_s or here is None or there is None:
         return False
-    return math.dist(here, there) - view_m > top_speed_m_s * gap_s
+    return math.dist(here, there) - VIEW_M > top_speed_m_s * gap_s

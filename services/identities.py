@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import NotFoundError, NotReadyError, SettingsError
 from pipeline.index.words import Words
 from pipeline.ports import IdentityStore
+from pipeline.search.progressive import within
 from pipeline.types import BODY, Decision, Identity, Link, Tracklet
 from pipeline.types.identity import pair_key
 from services import audit, wire
@@ -75,7 +76,7 @@ def _other(link: Link, tracklet_id: str) -> str:
 def in_words(link: Link) -> str:
     """The evidence of a link: "face 0.71, body 0.83 within 40 min: probably the same person, 0.94"."""
     said = [
-        f"{modality} {similarity:.2f}" + (f" within {_span(link.gap_s)}" if modality == BODY else "")
+        f"{modality} {similarity:.2f}" + (f" {within(link.gap_s)}" if modality == BODY else "")
         for modality, similarity in sorted(link.similarities.items(), key=lambda each: -link.log_odds.get(each[0], 0.0))
     ]
     evidence = ", ".join(said) or "nothing that can be compared"
@@ -84,12 +85,6 @@ def in_words(link: Link) -> str:
     if link.verdict == "same":
         return f"{evidence}; {link.made_by} says: the same person"
     return f"{evidence}: probably the same person, {math.floor(100 * link.probability) / 100:.2f}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def list_identities(settings: Settings, least: int, most: int) -> list[dict[str, Any]]:

@@ -437,7 +437,6 @@ def read_voice(path: Path) -> NDArray[np.float32]:
 def open_search(settings: Settings, gallery: Gallery, broker: Broker) -> Iterator[SearchStage]:
     """What turns a query into a ranking: over the index, the identities that were linked before, and where the cameras hang."""
     from pipeline.evidence import HOUR_S, gap_between_s, is_out_of_reach
-    from pipeline.index.linking import LinkRules
     from pipeline.search.progressive import Walker, WalkRules
     from pipeline.search.stage import SearchStage
     from services.identities import LateIdentities
@@ -445,14 +444,14 @@ def open_search(settings: Settings, gallery: Gallery, broker: Broker) -> Iterato
     with ExitStack() as stack:
         identities = LateIdentities(lambda: stack.enter_context(open_identities(settings, read_only=True)))
         positions = {camera.camera_id: camera.position for camera in settings.cameras}
-        link, view_m = settings.link, LinkRules().view_m
+        link = settings.link
 
         def allowed(one: Tracklet, other: Tracklet) -> bool:
             if one.camera_id == other.camera_id or not link.top_speed_m_s:
                 return True
             here, there = positions.get(one.camera_id), positions.get(other.camera_id)
             gap_s = gap_between_s((one.started_at_ns, one.ended_at_ns), (other.started_at_ns, other.ended_at_ns))
-            return not is_out_of_reach(here, there, gap_s, link.top_speed_m_s, view_m)
+            return not is_out_of_reach(here, there, gap_s, link.top_speed_m_s)
 
         rules = WalkRules(body_horizon_s=link.body_horizon_h * HOUR_S)
         walker = Walker(gallery, associator(settings), rules, allowed, identities.links_of)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from pipeline.evidence import gap_between_s, is_out_of_reach
+from pipeline.evidence import are_two_at_once, gap_between_s, is_out_of_reach
 from pipeline.index.units import Group, Held, overlapping
 from pipeline.index.words import Words
 
@@ -21,24 +21,17 @@ class Constraints:
         self,
         words: Words,
         position_of: Callable[[str], Position | None],
-        *,
         top_speed_m_s: float,
-        view_m: float,
-        handover_s: float,
     ) -> None:
         """words: of operators, as they are when asked; position_of: where a camera hangs, metres; None: not known."""
         self._words, self._position_of = words, position_of
-        self._top_speed_m_s, self._view_m, self._handover_s = top_speed_m_s, view_m, handover_s
+        self._top_speed_m_s = top_speed_m_s
 
     def exclude(self, held: Held, other: Held) -> bool:
         """Whether two tracklets of one camera overlap for longer than one track hands over to the next."""
         if held.camera_id != other.camera_id or held.is_heard != other.is_heard:
             return False  # who is heard may be the one who is seen
-        overlap_ns = min(held.to_ns, other.to_ns) - max(held.from_ns, other.from_ns)
-        if overlap_ns < 0:
-            return False
-        is_inside = overlap_ns >= min(held.to_ns - held.from_ns, other.to_ns - other.from_ns)
-        return is_inside or overlap_ns > self._handover_s * SECOND_NS
+        return are_two_at_once((held.from_ns, held.to_ns), (other.from_ns, other.to_ns))
 
     def _is_too_far(self, held: Held, other: Held) -> bool:
         """Whether nobody could have come from one to the other in the time between."""
@@ -48,7 +41,7 @@ class Constraints:
         if here is None or there is None:
             return False
         gap_s = gap_between_s((held.from_ns, held.to_ns), (other.from_ns, other.to_ns))
-        return is_out_of_reach(here, there, gap_s, self._top_speed_m_s, self._view_m)
+        return is_out_of_reach(here, there, gap_s, self._top_speed_m_s)
 
     def are_possible(self, held: Held, other: Held) -> bool:
         """Whether two tracklets may show one person, said an operator so or not."""

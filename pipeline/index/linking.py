@@ -38,14 +38,11 @@ STRONGER_BY = 1.0  # log-odds by which a newcomer must be nearer than the one wh
 @dataclass(frozen=True, slots=True)
 class LinkRules:
     """accept: probability from which a link is made; body_horizon_s: after so long clothes say nothing; top_speed_m_s: 0 = any;
-    view_m: people of cameras no farther apart may be in both pictures; handover_s: so long two tracks of one person may overlap;
     candidates: neighbours looked at in each space; links_kept: strongest links a newcomer keeps."""
 
     accept: float = 0.9
     body_horizon_s: float = 8 * 3600.0
     top_speed_m_s: float = 8.0
-    view_m: float = 50.0
-    handover_s: float = 0.5
     candidates: int = 12
     links_kept: int = 3
 
@@ -89,13 +86,7 @@ class Linker:
         self._cameras: dict[str, list[tuple[int, int, str]]] = {}
         self._longest_ns: dict[str, int] = {}
         self._words = Words()
-        self._constraints = Constraints(
-            self._words,
-            position_of,
-            top_speed_m_s=self._rules.top_speed_m_s,
-            view_m=self._rules.view_m,
-            handover_s=self._rules.handover_s,
-        )
+        self._constraints = Constraints(self._words, position_of, self._rules.top_speed_m_s)
 
     # ------------------------------------------------------------------------------------------- questions
 

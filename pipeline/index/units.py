@@ -82,7 +82,7 @@ def name_of(tracklet_id: str) -> str:
 
 def held_of(tracklet: Tracklet) -> Held:
     qualities = {e.modality: e.quality for e in tracklet.embeddings if e.modality in SPOKESMEN}
-    is_heard = len(tracklet.at_ns) == 0 and VOICE in qualities and all(e.modality == VOICE for e in tracklet.embeddings)
+    is_heard = tracklet.is_speaker_turn
     camera_id = sys.intern(tracklet.camera_id)  # one text for all tracklets of a camera: there may be millions
     return Held(tracklet.tracklet_id, tracklet.revision, camera_id, tracklet.started_at_ns, tracklet.ended_at_ns, is_heard, qualities)
 

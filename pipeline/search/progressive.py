@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.calibration import log_odds_of, score
 from pipeline.errors import SpaceMismatchError
-from pipeline.evidence import LONG_TERM, Associator, Evidence, compare, gap_between_s
+from pipeline.evidence import LONG_TERM, Associator, Evidence, are_two_at_once, compare, gap_between_s
 from pipeline.ports import Gallery
 from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Link, Step, Tracklet
 from pipeline.types.identity import LARGEST_PROBABILITY
@@ -23,7 +23,6 @@ LEADS = (FACE, VOICE, BODY)
 CUT = "different"  # the verdict of a link that an operator cut
 SAME = "same"  # of one that an operator confirmed
 CONFIRMED = "operator"  # what led on where two tracklets share nothing but an operator's word
-HAND_OVER_S = 0.5  # two tracks of one person may overlap so long where one hands over to the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +227,10 @@ def is_in_window(tracklet: Tracklet, window: Filter) -> bool:
 
 
 def is_in_two_places(one: Tracklet, other: Tracklet) -> bool:
-    """Whether both were seen at the same time in the same camera: two people."""
-    shared_ns = min(one.ended_at_ns, other.ended_at_ns) - max(one.started_at_ns, other.started_at_ns)
-    return one.camera_id == other.camera_id and shared_ns > HAND_OVER_S * 1e9 and is_seen(one) and is_seen(other)
-
-
-def is_seen(tracklet: Tracklet) -> bool:
-    """Whether it shows somebody; a speaker turn is heard only. A tracklet read without its boxes counts as seen by its pictures."""
-    return len(tracklet.at_ns) > 0 or bool(tracklet.crops)
+    """Whether both were seen, or both heard, at the same time in the same camera: two people."""
+    if one.camera_id != other.camera_id or one.is_speaker_turn != other.is_speaker_turn:
+        return False  # who is heard may be the one who is seen
+    return are_two_at_once((one.started_at_ns, one.ended_at_ns), (other.started_at_ns, other.ended_at_ns))
 
 
 def one_place_at_a_time(found: Sequence[Found]) -> list[Found]:

@@ -16,7 +16,7 @@ from pipeline.evidence import LONG_TERM
 from pipeline.ports import Gallery, TextEncoder
 from pipeline.probes import Part, reasons, resolve
 from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
-from pipeline.search.progressive import CONFIRMED, Found, Walker, is_in_window, is_seen, path_in_words
+from pipeline.search.progressive import CONFIRMED, Found, Walker, is_in_window, path_in_words
 from pipeline.search.trajectory import visits
 from pipeline.types import FACE, Coverage, Embedding, Filter, Identity, Match, Query, Ranking, Sighting, Step, Tracklet
 from pipeline.types.identity import LARGEST_PROBABILITY
@@ -367,7 +367,7 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def _seen(tracklet: Tracklet) -> tuple[str, ...]:
-    if not is_seen(tracklet):
+    if tracklet.is_speaker_turn:
         return (f"heard for {tracklet.duration_s:.1f} s, not seen",)
     face = tracklet.embedding(FACE)
     return (f"seen for {tracklet.duration_s:.1f} s" + (", with face" if face is not None else ""),)

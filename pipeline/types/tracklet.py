@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.types.checks import fraction, in_order, read_only, storable
-from pipeline.types.embedding import Embedding
+from pipeline.types.embedding import VOICE, Embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,11 @@ class Tracklet:
     def embedding(self, modality: str) -> Embedding | None:
         """The embedding of ``modality``, or None."""
         return next((e for e in self.embeddings if e.modality == modality), None)
+
+    @property
+    def is_speaker_turn(self) -> bool:
+        """Whether it is a voice that nobody was seen to speak with: no boxes, no pictures."""
+        return not len(self.at_ns) and not self.crops and all(e.modality == VOICE for e in self.embeddings)
 
     @property
     def duration_s(self) -> float:

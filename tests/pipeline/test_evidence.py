@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.calibration import Calibration, log_odds_of, score
-from pipeline.evidence import HOUR_S, PlainAssociator, compare, gap_between_s, is_out_of_reach, together
+from pipeline.evidence import HOUR_S, PlainAssociator, are_two_at_once, compare, gap_between_s, is_out_of_reach, together
 from pipeline.types import BODY, FACE, TEXT, VOICE
 from tests.fakes import embedding
 
@@ -54,11 +54,19 @@ def test_a_poor_sample_says_little() -> None:
 
 
 def test_nobody_walks_faster_than_people_do() -> None:
-    assert is_out_of_reach((0, 0), (1000, 0), 60, 8.0, 50)
-    assert not is_out_of_reach((0, 0), (1000, 0), 600, 8.0, 50)
-    assert not is_out_of_reach((0, 0), (40, 0), 0, 8.0, 50), "both cameras may see one place"
-    assert not is_out_of_reach(None, (1000, 0), 0, 8.0, 50), "nobody said where it hangs"
-    assert not is_out_of_reach((0, 0), (1000, 0), 0, 0.0, 50), "no top speed is set"
+    assert is_out_of_reach((0, 0), (1000, 0), 60, 8.0)
+    assert not is_out_of_reach((0, 0), (1000, 0), 600, 8.0)
+    assert not is_out_of_reach((0, 0), (40, 0), 0, 8.0), "both cameras may see one place"
+    assert not is_out_of_reach(None, (1000, 0), 0, 8.0), "nobody said where it hangs"
+    assert not is_out_of_reach((0, 0), (1000, 0), 0, 0.0), "no top speed is set"
+
+
+def test_two_of_one_camera_at_once_are_two_unless_one_track_hands_over_to_the_next() -> None:
+    second = 1_000_000_000
+    assert are_two_at_once((0, 10 * second), (5 * second, 20 * second))
+    assert are_two_at_once((0, 10 * second), (5 * second, 5 * second + second // 10)), "one inside the other, however short"
+    assert not are_two_at_once((0, 10 * second), (10 * second - second // 4, 20 * second))
+    assert not are_two_at_once((0, second), (2 * second, 3 * second))
 
 
 def test_a_gap_is_the_time_between_two_stretches() -> None:
