@@ -106,11 +106,7 @@ class TrackFaces:
         """
         found = [head for head in self._heads if head.face is not None and head.face.embedding is not None]
         found.sort(key=lambda head: (-_quality(head), head.at_ns))
-        agreeing = of_one_person([head.face.embedding for head in found if head.face and head.face.embedding], same_face)
-        best = agreeing[:BEST_FACES]
-        if not best:
-            return None
-        return pool([each.vector for each in best], [each.quality for each in best], FACE, best[0].space)
+        return pooled([head.face.embedding for head in found if head.face and head.face.embedding], same_face)
 
     def _rival(self, at_ns: int) -> HeadCrop | None:
         """The head crop that a new one must beat: that of the same half second, else the worst of a full list."""
@@ -156,6 +152,14 @@ def belonging(face: NDArray[np.float32], box: tuple[float, float, float, float])
     below = max(0.0, (float(face[1]) - y1) / expected - 1.0)  # face heights under where a forehead should be
     larger = math.log(side / expected)
     return math.exp(-((aside / 0.3) ** 2) - (below / 1.0) ** 2 - (larger / 0.8) ** 2)
+
+
+def pooled(faces: Sequence[Embedding], same_face: float) -> Embedding | None:
+    """One vector of the best few of ``faces`` (best first) that agree, weighted by quality; None where there is none."""
+    best = of_one_person(faces, same_face)[:BEST_FACES]
+    if not best:
+        return None
+    return pool([each.vector for each in best], [each.quality for each in best], FACE, best[0].space)
 
 
 def of_one_person(faces: Sequence[Embedding], same_face: float) -> list[Embedding]:

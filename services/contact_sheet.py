@@ -40,7 +40,7 @@ WHY_LINES, WHY_PITCH = 4, 19
 CARD_HEIGHT = PADDING + SHOT_HEIGHT + 10 + CONTEXT_HEIGHT + 12 + WHY_LINES * WHY_PITCH + PADDING
 PAGE_WIDTH = 2 * MARGIN + COLUMNS * CARD_WIDTH + (COLUMNS - 1) * GAP
 MOST_WAYS = 3  # people whose way over the cameras is written out
-MOST_VISITS = 12  # of a person, in one line
+MOST_STAYS = 12  # of a person, in one line
 MOST_NOTES = 3
 
 # The words are for people who do not read numbers first. They promise little: a score is made as if right and wrong were equally many.
@@ -97,9 +97,9 @@ def sightings_in_words(ranking: Ranking) -> list[str]:
     """One line for each person with more than one stay, best first: where they were seen, in order of time."""
     told = []
     for sighting in ranking.sightings:
-        if len(sighting.visits) > 1:
-            way = " → ".join(f"{visit.camera_id} {_clock(visit.from_ns)}" for visit in sighting.visits[:MOST_VISITS])
-            more = f" and {len(sighting.visits) - MOST_VISITS} more stays" if len(sighting.visits) > MOST_VISITS else ""
+        if len(sighting.trajectory) > 1:
+            way = " → ".join(f"{stay.camera_id} {_clock(stay.from_ns)}" for stay in sighting.trajectory[:MOST_STAYS])
+            more = f" and {len(sighting.trajectory) - MOST_STAYS} more stays" if len(sighting.trajectory) > MOST_STAYS else ""
             name = sighting.identity_id or "one person"
             told.append(f"{score_in_words(sighting.score)} {name}: {way}{more}")
     return told

@@ -21,10 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
+from pipeline.errors import BadInputError, NotFoundError
 from pipeline.evaluate.open_set import area_under_curve, best_accuracy, equal_error_rate
 from pipeline.ports import Face, FaceEncoder
 from services.key_figures import key_figures, samples_of
+from services.portraits import read_picture
 
 Float32 = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
@@ -57,16 +58,6 @@ def pictures_of(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _read(path: Path) -> Pixels:
-    try:
-        picture = cv2.imread(str(path))
-    except cv2.error:  # more pixels than it will decode
-        picture = None
-    if picture is None:
-        raise UnreadableMediaError(f"{path} must be a picture that can be decoded")
-    return np.asarray(picture, np.uint8)
-
-
 def largest(faces: Sequence[Face]) -> Face | None:
     """The face that a portrait is of: the largest, each as far as the detector is sure of it; None when there is none with a vector."""
     usable = [face for face in faces if face.embedding is not None]
@@ -89,8 +80,8 @@ def _faces(pictures: Sequence[tuple[Path, str]], encoder: FaceEncoder, unreadabl
     found: dict[Path, Face | None] = {}
     for path, _ in pictures:
         try:
-            found[path] = largest(encoder.faces(_read(path)))
-        except UnreadableMediaError:
+            found[path] = largest(encoder.faces(read_picture(path)))
+        except BadInputError:  # no picture, or one too large
             if unreadable is None:
                 raise
             unreadable.append(str(path))
@@ -99,7 +90,7 @@ def _faces(pictures: Sequence[tuple[Path, str]], encoder: FaceEncoder, unreadabl
 
 def _shrunk_faces(faces: Mapping[Path, Face], encoder: FaceEncoder, side_px: int) -> dict[Path, Face]:
     """What is found of the same faces when each is ``side_px`` high."""
-    found = {path: largest(encoder.faces(shrunk(_read(path), face, side_px))) for path, face in faces.items()}
+    found = {path: largest(encoder.faces(shrunk(read_picture(path), face, side_px))) for path, face in faces.items()}
     return {path: face for path, face in found.items() if face is not None}
 
 
@@ -127,7 +118,7 @@ def _gallery(folder: Path, encoder: FaceEncoder) -> Portraits:
         raise NotFoundError(f"{folder} must hold pictures, or a folder of pictures per person ({', '.join(PICTURES)}), found none")
     faces = _faces(inside, encoder)
     rows = [(str(path), person, faces[path]) for path, person in inside if path in faces]
-    rows += [(f"{path}#{number}", SOMEBODY, face) for path in loose for number, face in enumerate(encoder.faces(_read(path)))]
+    rows += [(f"{path}#{number}", SOMEBODY, face) for path in loose for number, face in enumerate(encoder.faces(read_picture(path)))]
     if not (held := _portraits(rows)).paths.size:
         raise BadInputError(f"{folder} must show faces, found none in {len(inside) + len(loose)} pictures")
     return held

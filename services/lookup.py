@@ -16,8 +16,7 @@ from rich.table import Table
 from pipeline.errors import BadInputError
 from pipeline.types import FACE, Filter, Probe, Query, Ranking
 from services import audit, wire
-from services.portraits import portrait_probe
-from services.portraits import read_picture as read_picture
+from services.portraits import portrait_probe, read_picture
 from services.settings import Settings
 from services.voices import voice_probe
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadInputError
-from pipeline.faces import BEST_FACES, HEAD_PART, of_one_person, own_face
+from pipeline.faces import HEAD_PART, own_face, pooled
 from pipeline.ports import Broker, FaceEncoder, Gallery, LookEncoder, MediaStore
 from pipeline.shots import pool
-from pipeline.types import FACE, CropReference, Embedding, Filter, Reembedding, Tracklet
+from pipeline.types import CropReference, Embedding, Filter, Reembedding, Tracklet
 from services import wire
 from services.contact_sheet import is_context
 from services.crops import load
@@ -75,9 +75,8 @@ class Faces:
             head = np.ascontiguousarray(crop[: max(int(height * HEAD_PART), min(height, width), 2)])
             own.append(own_face(self._encoder.faces(head), (0.0, 0.0, float(width), float(height))))
         found = sorted((face.embedding for face in own if face is not None and face.embedding is not None), key=lambda each: -each.quality)
-        best = of_one_person(found, self._same_face)[:BEST_FACES]
-        pooled = pool([each.vector for each in best], [each.quality for each in best], FACE, self.space)
-        return (pooled,) if pooled is not None else ()
+        made = pooled(found, self._same_face)
+        return (made,) if made is not None else ()
 
 
 class Looks:
@@ -92,8 +91,8 @@ class Looks:
     def describe(self, crops: Sequence[Pixels], quality: Sequence[float]) -> tuple[Embedding, ...]:
         """See Describer."""
         vectors = self._encoder.encode(crops)[self._modality].values
-        pooled = pool(list(vectors), quality, self._modality, self.space)
-        return (pooled,) if pooled is not None else ()
+        made = pool(list(vectors), quality, self._modality, self.space)
+        return (made,) if made is not None else ()
 
 
 def reembed(

@@ -175,7 +175,7 @@ _OF_TYPE: dict[str, dict[str, str]] = {
     "Sighting": {
         "identity_id": "The identity; empty: nothing was linked.",
         "score": "Of the best match, calibrated 0..1.",
-        "visits": "The way over the cameras, by time.",
+        "trajectory": "The way over the cameras, by time.",
     },
     "Step": {
         "from_tracklet": "Where the step began; empty: the probe.",
@@ -197,7 +197,7 @@ _OF_TYPE: dict[str, dict[str, str]] = {
         "model_versions": "The models that made it.",
         "zones": "The camera's zones that the feet touched.",
     },
-    "Visit": {
+    "Stay": {
         "camera_id": "The camera.",
         "from_ns": "When the stay began.",
         "to_ns": "When it ended, not before from_ns.",

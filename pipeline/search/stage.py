@@ -17,7 +17,7 @@ from pipeline.ports import Gallery, TextEncoder
 from pipeline.probes import Part, reasons, resolve
 from pipeline.search.fusion import Fused, in_order, similarities_to, stored_similarity
 from pipeline.search.progressive import CONFIRMED, Found, Walker, is_in_window, path_in_words
-from pipeline.search.trajectory import visits
+from pipeline.search.trajectory import trajectory
 from pipeline.types import FACE, Coverage, Embedding, Filter, Identity, Match, Query, Ranking, Sighting, Step, Tracklet
 from pipeline.types.identity import LARGEST_PROBABILITY
 
@@ -239,7 +239,7 @@ class SearchStage:
             ids = dict.fromkeys([match.tracklet_id for match in group])
             for each in {match.identity_id for match in group if match.identity_id}:
                 ids |= dict.fromkeys(members.get(each, ()))
-            made.append(Sighting(identity_id, group[0].score, visits(known[each] for each in ids if each in known)))
+            made.append(Sighting(identity_id, group[0].score, trajectory(known[each] for each in ids if each in known)))
         return tuple(made)
 
     def _coverage(self, run: _Run, parts: Sequence[Part]) -> Coverage:

@@ -9,7 +9,7 @@ from pipeline.types.erasure import Erasure
 from pipeline.types.frame import Camera, Frame, Sound
 from pipeline.types.identity import Decision, Identity, IdentityEvent, Link
 from pipeline.types.query import Filter, Probe, Query
-from pipeline.types.ranking import Match, Ranking, Sighting, Step, Visit
+from pipeline.types.ranking import Match, Ranking, Sighting, Stay, Step
 from pipeline.types.tracklet import Attribute, CropReference, Tracklet
 from pipeline.types.watch import Watch
 
@@ -43,9 +43,9 @@ __all__ = [
     "Reembedding",
     "Sighting",
     "Sound",
+    "Stay",
     "Step",
     "Tracklet",
     "Vectors",
-    "Visit",
     "Watch",
 ]

@@ -49,7 +49,7 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class Stay:
     """A stay in one camera: its tracklets, in order of time."""
 
     camera_id: str
@@ -62,12 +62,13 @@ class Visit:
 class Sighting:
     """Matches that are probably one person: their way over the cameras.
 
-    identity_id: "" where nothing was linked; score: of the best match, 0..1; visits: by time, other tracklets of the identity among them.
+    identity_id: "" where nothing was linked; score: of the best match, 0..1; trajectory: by time, also the identity's other
+    tracklets.
     """
 
     identity_id: str
     score: float
-    visits: tuple[Visit, ...]
+    trajectory: tuple[Stay, ...]
 
     def __post_init__(self) -> None:
         fraction(self.score, "Sighting.score")

@@ -110,7 +110,7 @@ def test_a_portrait_leads_through_the_voice_to_the_coat(indexed: Line, shared_da
     assert coat["why"][0].startswith("face 0.")
     assert " → voice 0." in coat["why"][0]
     assert " → body within 20 min 0." in coat["why"][0]
-    assert [visit["camera_id"] for visit in answer["sightings"][0]["visits"]] == ["hall", "stairs", "yard"]
+    assert [stay["camera_id"] for stay in answer["sightings"][0]["trajectory"]] == ["hall", "stairs", "yard"]
 
 
 def test_a_voice_finds_the_one_who_spoke(indexed: Line, shared_data: Path) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.types import CameraCoverage, Coverage, CropReference, Gap, Match, Ranking, Sighting, Visit
+from pipeline.types import CameraCoverage, Coverage, CropReference, Gap, Match, Ranking, Sighting, Stay
 from services.contact_sheet import (
     CARD,
     CARD_WIDTH,
@@ -150,7 +150,7 @@ def test_what_is_written_is_as_wide_as_measured(pen: Pen) -> None:
 
 def test_the_way_of_a_person_over_the_cameras_is_written_above_the_matches() -> None:
     stays = tuple(
-        Visit(name, NOON_NS + at * S, NOON_NS + (at + 9) * S, (name,)) for name, at in (("north", 0), ("hall", 65), ("south", 3700))
+        Stay(name, NOON_NS + at * S, NOON_NS + (at + 9) * S, (name,)) for name, at in (("north", 0), ("hall", 65), ("south", 3700))
     )
     ranking = a_ranking(a_match(), sightings=(Sighting("", 0.9, stays), Sighting("p2", 0.4, stays[:1])))
     assert sightings_in_words(ranking) == ["probably one person: north 22:13:20 → hall 22:14:25 → south 23:15:00"]
@@ -159,5 +159,5 @@ def test_the_way_of_a_person_over_the_cameras_is_written_above_the_matches() -> 
 
 
 def test_very_many_stays_are_counted() -> None:
-    stays = tuple(Visit(f"c{number}", NOON_NS + number * S, NOON_NS + number * S, ("t",)) for number in range(20))
+    stays = tuple(Stay(f"c{number}", NOON_NS + number * S, NOON_NS + number * S, ("t",)) for number in range(20))
     assert sightings_in_words(a_ranking(sightings=(Sighting("", 0.8, stays),)))[0].endswith("c11 22:13:31 and 8 more stays")

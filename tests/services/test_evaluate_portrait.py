@@ -176,7 +176,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, faces: Path) -> None
     unknown = tmp_path / "unknown"
     unknown.mkdir()
     (unknown / "broken.jpg").write_bytes(b"words")
-    with pytest.raises(UnreadableMediaError, match=r"broken\.jpg must be a picture"):
+    with pytest.raises(UnreadableMediaError, match=r"broken\.jpg must be a JPEG, PNG or other picture"):
         measured(faces, gallery=unknown)
 
 

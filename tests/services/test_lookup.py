@@ -4,23 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadInputError, NotFoundError, UnreadableMediaError
+from pipeline.errors import BadInputError
 from pipeline.types import CameraCoverage, Coverage, Match, Probe, Ranking
-from services.lookup import SearchRequest, probes_of, ranking_table, read_picture, title_of, write_sheet
+from services.lookup import SearchRequest, probes_of, ranking_table, title_of, write_sheet
 from services.settings import Settings
-
-
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"nobody\.jpg must exist"):
-        read_picture(tmp_path / "nobody.jpg")
-
-
-@pytest.mark.parametrize("content", [b"", b"this is no picture"])
-def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "words.jpg"
-    path.write_bytes(content)
-    with pytest.raises(UnreadableMediaError, match=f"got {len(content)} bytes that do not decode"):
-        read_picture(path)
 
 
 def test_a_search_for_nothing_says_what_it_could_be_for() -> None:

@@ -33,9 +33,9 @@ from pipeline.types import (
     Ranking,
     Reembedding,
     Sighting,
+    Stay,
     Step,
     Tracklet,
-    Visit,
     Watch,
 )
 from services import wire
@@ -78,7 +78,7 @@ VALUES: list[Any] = [
         Coverage((ACCOUNT,), ("osnet@1",), 7, ("one camera missing",)),
         0.1,
         True,
-        (Sighting("p1", 0.5, (Visit("north", 1, 2, ("t1",)),)),),
+        (Sighting("p1", 0.5, (Stay("north", 1, 2, ("t1",)),)),),
     ),
     Watch("w1", PROBES, 0.7, ("north",), ("gate",), 1, 2, "anna", "missing child", ("bert",), False),
     Alert("a1", "w1", "t1", 2, "north", 1, 2, 0.9, 0.7, {"face": 0.8}, ("red: yes",), (CROP,)),

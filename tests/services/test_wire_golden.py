@@ -38,9 +38,9 @@ from pipeline.types import (
     Ranking,
     Reembedding,
     Sighting,
+    Stay,
     Step,
     Tracklet,
-    Visit,
     Watch,
 )
 from services import wire
@@ -95,7 +95,7 @@ VALUES: dict[str, Any] = {
         Coverage((ACCOUNT,), ("osnet@1",), 7, ("one camera missing",)),
         0.125,
         True,
-        (Sighting("identity-77", 0.5, (Visit("nord", NOON_NS, LATER_NS, ("3a0d6d36cc429d91",)),)),),
+        (Sighting("identity-77", 0.5, (Stay("nord", NOON_NS, LATER_NS, ("3a0d6d36cc429d91",)),)),),
     ),
     "tracklet": Tracklet(
         "3a0d6d36cc429d91",

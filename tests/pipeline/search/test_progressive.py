@@ -9,7 +9,7 @@ from pipeline.calibration import Calibration, Logistic
 from pipeline.evidence import PlainAssociator
 from pipeline.search.progressive import Found, Walker, WalkRules, path_in_words, within
 from pipeline.search.stage import SearchStage
-from pipeline.search.trajectory import visits
+from pipeline.search.trajectory import trajectory
 from pipeline.types import BODY, FACE, VOICE, Embedding, Filter, Identity, Link, Match, Probe, Query, Ranking, Step, Tracklet
 from tests.fakes import NOON_NS, InMemoryGallery, S, a_tracklet
 from tests.fakes import embedding as vector
@@ -142,7 +142,7 @@ def test_an_unattributed_voice_is_heard_not_seen() -> None:
 
 def test_matches_are_put_together_by_person_with_their_way_over_the_cameras() -> None:
     ranking = answered(portrait())
-    assert [visit.camera_id for visit in ranking.sightings[0].visits] == ["north", "south", "west"]
+    assert [stay.camera_id for stay in ranking.sightings[0].trajectory] == ["north", "south", "west"]
     assert ranking.sightings[0].score == ranking.matches[0].score
 
 
@@ -157,7 +157,7 @@ def test_what_was_linked_before_is_one_sighting_with_members_that_no_search_foun
     stage = SearchStage(InMemoryGallery(*people()), None, CALIBRATION, identities=Linked())
     ranking = stage.search(portrait(steps=0, top_k=1))
     assert ranking.matches[0].identity_id == "person-1"
-    assert [visit.camera_id for visit in ranking.sightings[0].visits] == ["north", "west"]
+    assert [stay.camera_id for stay in ranking.sightings[0].trajectory] == ["north", "west"]
 
 
 def test_an_operators_confirmation_leads_on_and_a_cut_does_not() -> None:
@@ -243,4 +243,9 @@ def test_tracks_broken_in_one_camera_are_one_stay() -> None:
         a_tracklet("c", camera_id="south", started_at_ns=NOON_NS + 20 * S),
         a_tracklet("d", started_at_ns=NOON_NS + HOUR),
     ]
-    assert [(v.camera_id, v.tracklet_ids) for v in visits(reversed(parts))] == [("north", ("a", "b")), ("south", ("c",)), ("north", ("d",))]
+    stays = [(stay.camera_id, stay.tracklet_ids) for stay in trajectory(reversed(parts))]
+    assert stays == [
+        ("north", ("a", "b")),
+        ("south", ("c",)),
+        ("north", ("d",)),
+    ]
