@@ -51,7 +51,6 @@ NAMES: dict[type[Any], str] = {
     Watch: "watch",
 }
 IN_MSGPACK = (Tracklet, CameraCoverage)
-UNSAID: dict[type[Any], tuple[str, ...]] = {Camera: ("position",)}  # fields added later, left out while nobody sets them
 _DTYPES = ("<f2", "<f4", "<i8")
 
 
@@ -71,19 +70,10 @@ def encode(value: Any, vector_dtype: str = "<f2") -> bytes:
     if isinstance(value, Tracklet) and vector_dtype == "<f2":
         for embedding in body["embeddings"]:
             embedding["vector"] = _halved(embedding["vector"])
-    _leave_unsaid(value, body)
     document = {"schema_version": SCHEMA_VERSION, "type": name, **body}
     if isinstance(value, IN_MSGPACK):
         return msgspec.msgpack.encode(document)
     return msgspec.json.encode(document)  # bytes become base64
-
-
-def _leave_unsaid(value: Any, body: dict[str, Any]) -> None:
-    for field in UNSAID.get(type(value), ()):
-        if body[field] is None:
-            del body[field]
-    if isinstance(value, ArchiveJob):
-        _leave_unsaid(value.camera, body["camera"])
 
 
 def decode(kind: type[T], data: bytes | None) -> T:

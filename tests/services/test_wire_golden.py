@@ -169,11 +169,14 @@ def test_a_message_of_the_next_schema_version_is_refused_though_all_else_is_as_i
         wire.decode(type(VALUES[name]), golden(name).replace(old, new))
 
 
-def test_a_ranking_and_a_query_from_before_there_were_paths_are_still_read() -> None:
+def test_messages_from_before_there_were_paths_and_positions_are_still_read() -> None:
     ranking = json.loads(golden("ranking"))
     del ranking["sightings"], ranking["matches"][0]["path"], ranking["matches"][0]["identity_id"]
     old = wire.decode(Ranking, json.dumps(ranking).encode())
     assert (old.sightings, old.matches[0].path, old.matches[0].identity_id) == ((), (), "")
+    camera = json.loads(golden("camera"))
+    del camera["position"]
+    assert wire.decode(Camera, json.dumps(camera).encode()).position is None
     query = json.loads(golden("query"))
     del query["steps"]
     assert wire.decode(Query, json.dumps(query).encode()).steps == Query("q", PROBES).steps
