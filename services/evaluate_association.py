@@ -93,18 +93,18 @@ def scores_of(scene: Scene, learned: AssociativeNetwork, flat: AssociativeNetwor
         "face + body, equal": _mean([even[FACE], even[BODY]], [has[FACE], has[BODY]]),
         "all, equal: mean cosine": np.nan_to_num(_mean(list(scene.cosine.values()), list(has.values())), nan=-1.0),
         "all, equal: mean log-odds": _mean(list(even.values()), list(has.values())),
-        FLAT: sum(even.values(), np.zeros_like(scene.gap_s)),
-        CURVES: _sum(scene, plain),
+        FLAT: together(even),
+        CURVES: _together(scene, plain),
         "all, one representation": _represented(scene, learned),
-        "face + body, learned": scene.odds(learned, FACE) + scene.odds(learned, BODY),
-        SHUFFLED: sum((scene.odds(learned, m, mixed[m]) for m in scene.cosine), np.zeros_like(scene.gap_s)),
-        "all, learned, time not told": sum((scene.odds(learned, m, gap_s=0.0) for m in scene.cosine), np.zeros_like(scene.gap_s)),
+        "face + body, learned": together({modality: scene.odds(learned, modality) for modality in (FACE, BODY)}),
+        SHUFFLED: together({modality: scene.odds(learned, modality, mixed[modality]) for modality in scene.cosine}),
+        "all, learned, time not told": together({modality: scene.odds(learned, modality, gap_s=0.0) for modality in scene.cosine}),
         "all, learned, clothes may outvote a face": sum((scene.odds(learned, m) for m in scene.cosine), np.zeros_like(scene.gap_s)),
-        LEARNED: _sum(scene, learned),
+        LEARNED: _together(scene, learned),
     }
 
 
-def _sum(scene: Scene, associator: Associator) -> Float:
+def _together(scene: Scene, associator: Associator) -> Float:
     return together({modality: scene.odds(associator, modality) for modality in scene.cosine})
 
 
@@ -244,12 +244,12 @@ def _walks(scene: Scene, learned: AssociativeNetwork, flat: AssociativeNetwork) 
     made = {"face, one step": scene.odds(learned, FACE)}
     ones = {modality: np.ones(len(own)) for modality, own in scene.quality.items()}
     links = {
-        "face, then body": scene.odds(learned, FACE) + scene.odds(learned, BODY),
-        "face, then voice": scene.odds(learned, FACE) + scene.odds(learned, VOICE),
-        "face, then all, without quality and time": sum(
-            (scene.odds(flat, m, ones[m], 0.0) for m in scene.cosine), np.zeros_like(scene.gap_s)
+        "face, then body": together({modality: scene.odds(learned, modality) for modality in (FACE, BODY)}),
+        "face, then voice": together({modality: scene.odds(learned, modality) for modality in (FACE, VOICE)}),
+        "face, then all, without quality and time": together(
+            {modality: scene.odds(flat, modality, ones[modality], 0.0) for modality in scene.cosine}
         ),
-        WALK: _sum(scene, learned),
+        WALK: _together(scene, learned),
     }
     for name, between in links.items():
         first = scene.odds(flat, FACE, ones[FACE]) if "without" in name else made["face, one step"]
@@ -318,4 +318,4 @@ def _dump(samples: Mapping[str, Samples], shipped: AssociativeNetwork | None, pl
     arrays: dict[str, Any] = {f"cosine_{modality}": cosine for modality, cosine in scene.cosine.items()}
     arrays |= {f"quality_{modality}": quality for modality, quality in scene.quality.items()}
     arrays |= {"person": scene.tracklets.person, "asks": scene.asks, "is_unfair": scene.is_unfair, "gap_s": scene.gap_s}
-    np.savez(path, log_odds=_sum(scene, learned), **arrays)
+    np.savez(path, log_odds=_together(scene, learned), **arrays)
