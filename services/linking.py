@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 
 from pipeline.errors import BadInputError
 from pipeline.index.linking import Linker, joined
 from pipeline.ports import Broker, Gallery, IdentityStore, LinkChanges
-from pipeline.types import Decision, Filter, Tracklet
-from pipeline.types.query import FOREVER_NS
+from pipeline.types import Decision, Tracklet
+from pipeline.types.query import EVERYTHING
 from services import wire
-from services.reading import until_end
+from services.reading import in_pages, until_end
 from services.topics import DECISIONS, IDENTITIES
 from services.worker import Output, where
 
 log = logging.getLogger("sightline.linking")
-
-EVERYTHING = Filter(-FOREVER_NS, FOREVER_NS)
-PAGE = 500  # tracklets read from the gallery at once
 
 
 class Linking:
@@ -59,8 +56,8 @@ class Linking:
                 self._store.remove(sorted(gone))
             if self._linker is None:
                 return 0
-            for page in _pages([tracklet_id for tracklet_id, _ in held if tracklet_id in members]):
-                self._linker.restore(gallery.tracklets(page), members)
+            for page in in_pages(gallery, [tracklet_id for tracklet_id, _ in held if tracklet_id in members]):
+                self._linker.restore(page, members)
             self._write(self._linker.restore_links(self._store.links(), self._store.decisions(), self._clock_ns()))
             spoken = {each.key: each.verdict for each in self._store.decisions()}
             for decision in decisions:
@@ -71,8 +68,8 @@ class Linking:
                 except BadInputError as error:
                     log.error("decision not in force", extra={"pair": decision.key, "reason": str(error)})
             missed = [name for name, revision in held if revision > (members[name].revision if name in members else 0)]
-            for page in _pages(missed):
-                self.take(gallery.tracklets(page))
+            for page in in_pages(gallery, missed):
+                self.take(page)
             return len(missed)
 
     def take(self, tracklets: Sequence[Tracklet]) -> None:
@@ -157,8 +154,3 @@ def read_decisions(broker: Broker) -> list[Decision]:
                 except BadInputError as error:  # the worker meets it too, and puts it aside
                     log.error("decision that cannot be read", extra={**where([message]), "reason": str(error)})
     return list(found.values())
-
-
-def _pages(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), PAGE):
-        yield names[start : start + PAGE]

@@ -1,15 +1,17 @@
-"""Reading a topic to its end as it is now, for those who must know everything that is on it."""
+"""Reading a topic to its end as it is now, or an index whole, for those who must know everything that is there."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.errors import NotReadyError
-from pipeline.ports import Broker, Consumer, Message
+from pipeline.ports import Broker, Consumer, Gallery, Message
+from pipeline.types import Tracklet
 
 PATIENCE_S = 30.0
 POLL_S = 0.2
+PAGE = 500  # tracklets with their vectors that are held at once
 
 
 def until_end(broker: Broker, consumer: Consumer, *topics: str, patience_s: float = PATIENCE_S) -> Iterator[Message]:
@@ -27,3 +29,9 @@ def until_end(broker: Broker, consumer: Consumer, *topics: str, patience_s: floa
             waits_until_s = time.monotonic() + patience_s
         elif time.monotonic() > waits_until_s:
             raise NotReadyError(f"{', '.join(topics)} could not be read to the end: nothing came for {patience_s:g} s; is the broker busy?")
+
+
+def in_pages(gallery: Gallery, tracklet_ids: Sequence[str]) -> Iterator[list[Tracklet]]:
+    """The stored tracklets of these ids, in their order, some at a time."""
+    for start in range(0, len(tracklet_ids), PAGE):
+        yield gallery.tracklets(tracklet_ids[start : start + PAGE])

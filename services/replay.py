@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +14,17 @@ from typing import Any
 
 from pipeline.errors import BadInputError, NotReadyError, ReadOnlyStorageError, SettingsError
 from pipeline.ports import Broker, Gallery, Message, TopicPartition
-from pipeline.types import CameraCoverage, Filter, Reembedding, Tracklet
-from pipeline.types.query import FOREVER_NS
+from pipeline.types import CameraCoverage, Reembedding, Tracklet
+from pipeline.types.query import EVERYTHING
 from services import wire
 from services.index import BATCH, IndexHandler, erased_ids
-from services.reading import until_end
+from services.reading import in_pages, until_end
 from services.settings import Settings
 from services.topics import COVERAGE, REEMBEDDINGS, TRACKLETS
 from services.worker import Received, where
 
 log = logging.getLogger("sightline.replay")
 
-EVERYTHING = Filter(-FOREVER_NS, FOREVER_NS)
-PAGE = 500  # tracklets held at once while the digest is made
 TRIES = 3
 SAY_EVERY_S = 1.0
 UNFINISHED = "unfinished"
@@ -70,18 +68,13 @@ def _held(gallery: Gallery) -> tuple[dict[str, int], tuple[CameraCoverage, ...]]
 
 def _digest_of(gallery: Gallery, revisions: dict[str, int], accounts: Sequence[CameraCoverage]) -> Digest:
     sha256, vectors = hashlib.sha256(), 0
-    for page in _pages(sorted(revisions)):
-        for tracklet in gallery.tracklets(page):
+    for page in in_pages(gallery, sorted(revisions)):
+        for tracklet in page:
             vectors += len(tracklet.embeddings)
             _add(sha256, wire.encode(tracklet, "<f4"))
     for account in sorted(accounts, key=lambda each: (each.camera_id, each.from_ns)):
         _add(sha256, wire.encode(account))
     return Digest(sha256.hexdigest(), len(revisions), vectors, len(accounts))
-
-
-def _pages(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), PAGE):
-        yield names[start : start + PAGE]
 
 
 def _add(sha256: Any, piece: bytes) -> None:

@@ -55,6 +55,9 @@ class Filter:
         in_order(self.from_ns, self.to_ns, "Filter")
 
 
+EVERYTHING = Filter(-FOREVER_NS, FOREVER_NS)
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """A search: probes, window, how many matches, until when, who asks and why.
